@@ -1,0 +1,1 @@
+"""Barnyard scenes, their pictures and their sentences."""
