@@ -1,0 +1,206 @@
+"""Truths of inflation: the 5D UNet equals its 2D parent view by view and frame by frame, for every kind of parent."""
+
+import pytest
+import torch
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+
+from diffusers_stale.axes import IMAGE_AXES, fold
+from diffusers_stale.inflation import NEW_OPTIONS, inflate_unet2d, is_new_parameter, new_parameter_names
+from diffusers_stale.unet_stale import StaleUNet5DConditionModel
+
+
+BASE = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+CROSS = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 8,
+}
+SD15 = {**BASE, **CROSS, "layers_per_block": 2, "attention_head_dim": 4}
+PARENTS = {
+    "stable diffusion 1.5": SD15,
+    "stable diffusion 2.1": {**SD15, "attention_head_dim": [2, 4], "use_linear_projection": True},
+    "sdxl": {
+        **BASE,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 8,
+        "attention_head_dim": [2, 4],
+        "transformer_layers_per_block": [1, 2],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 * 4 + 10,
+    },
+    "inpainting": {**SD15, "in_channels": 9},
+    "class embeddings": {**SD15, "num_class_embeds": 5},
+    "class timestep": {**SD15, "class_embed_type": "timestep"},
+    "class concat": {
+        **SD15,
+        "class_embed_type": "simple_projection",
+        "projection_class_embeddings_input_dim": 6,
+        "class_embeddings_concat": True,
+    },
+    "pooled text": {**SD15, "addition_embed_type": "text", "addition_embed_type_num_heads": 2},
+    "projected text": {**SD15, "encoder_hid_dim": 8, "encoder_hid_dim_type": "text_proj"},
+    "guidance embedding": {**SD15, "time_cond_proj_dim": 6, "time_embedding_act_fn": "silu"},
+    "self-attention blocks": {
+        **BASE,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 8,
+        "attention_head_dim": 4,
+        "resnet_time_scale_shift": "scale_shift",
+    },
+    "no middle attention": {**SD15, "mid_block_type": "UNetMidBlock2D", "center_input_sample": True},
+    "no middle": {**SD15, "mid_block_type": None},
+}
+BATCH = 2
+VIEWS_AND_FRAMES = (2, 3, 5)
+IMAGES_EACH = 2 * 3 * 5
+
+
+def parent(name: str, seed: int = 0) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    unet2d = UNet2DConditionModel(**PARENTS[name]).eval()
+    torch.nn.init.normal_(unet2d.conv_out.bias)
+    return unet2d
+
+
+def inputs(unet2d: UNet2DConditionModel) -> dict:
+    """Arguments of the 5D UNet, each of first axis `BATCH`."""
+    torch.manual_seed(1)
+    config = unet2d.config
+    arguments = {
+        "sample": torch.randn(BATCH, config.in_channels, *VIEWS_AND_FRAMES, 8, 8),
+        "timestep": torch.tensor([3, 900]),
+        "encoder_hidden_states": torch.randn(BATCH, 7, 8),
+    }
+    if config.num_class_embeds or config.class_embed_type == "timestep":
+        arguments["class_labels"] = torch.tensor([1, 4])
+    if config.class_embed_type == "simple_projection":
+        arguments["class_labels"] = torch.randn(BATCH, 6)
+    if config.time_cond_proj_dim:
+        arguments["timestep_cond"] = torch.randn(BATCH, config.time_cond_proj_dim)
+    if config.addition_embed_type == "text_time":
+        arguments["added_cond_kwargs"] = {"text_embeds": torch.randn(BATCH, 10), "time_ids": torch.rand(BATCH, 6)}
+    return arguments
+
+
+def for_images(argument):
+    """An argument of first axis batch, repeated for every image of each movie."""
+    if isinstance(argument, dict):
+        return {key: for_images(value) for key, value in argument.items()}
+    return argument.repeat_interleave(IMAGES_EACH, dim=0)
+
+
+@torch.no_grad()
+def outputs(unet: StaleUNet5DConditionModel, unet2d: UNet2DConditionModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """What both networks make of the same images, folded."""
+    arguments = inputs(unet2d)
+    ours = fold(unet(**arguments).sample, IMAGE_AXES)
+    images = fold(arguments.pop("sample"), IMAGE_AXES)
+    theirs = unet2d(images, **{key: for_images(value) for key, value in arguments.items()}).sample
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_equals_its_parent_for_every_view_and_frame(name):
+    unet2d = parent(name)
+    unet = inflate_unet2d(unet2d)
+    ours, theirs = outputs(unet, unet2d)
+    assert (ours - theirs).abs().max() <= 1e-5
+    assert theirs.std() > 1e-2
+    spatial = {key for key in unet.state_dict() if not is_new_parameter(key)}
+    assert spatial == set(unet2d.state_dict())
+
+
+def test_equals_its_parent_image_by_image():
+    unet2d = parent("stable diffusion 1.5")
+    unet, arguments = inflate_unet2d(unet2d), inputs(unet2d)
+    with torch.no_grad():
+        output = unet(**arguments).sample
+        alone = unet2d(arguments["sample"][1, :, 0, 2, 4][None], 900, arguments["encoder_hidden_states"][1:]).sample
+    assert torch.allclose(output[1, :, 0, 2, 4], alone[0], atol=1e-5)
+
+
+def test_saved_inflated_network_still_equals_the_parent(tmp_path):
+    unet2d = parent("sdxl")
+    StaleUNet5DConditionModel.from_unet2d(unet2d, time_max_frames=8).save_pretrained(tmp_path)
+    loaded = StaleUNet5DConditionModel.from_pretrained(tmp_path)
+    ours, theirs = outputs(loaded, unet2d)
+    assert (ours - theirs).abs().max() <= 1e-5
+    assert loaded.config.time_max_frames == 8
+
+
+def test_weights_are_shared_and_the_parent_is_left_whole():
+    unet2d = parent("stable diffusion 1.5")
+    names = set(unet2d.state_dict())
+    unet = inflate_unet2d(unet2d)
+    theirs = dict(unet2d.named_parameters())
+    for key, parameter in unet.named_parameters():
+        assert is_new_parameter(key) or parameter.data_ptr() == theirs[key].data_ptr()
+        assert parameter.requires_grad
+        assert not parameter.is_meta
+    assert set(unet2d.state_dict()) == names
+
+
+def test_new_parameters_are_named():
+    unet2d = parent("stable diffusion 1.5")
+    unet = inflate_unet2d(unet2d)
+    names = set(new_parameter_names(unet))
+    assert names == {name for name, _ in unet.named_parameters()} - {name for name, _ in unet2d.named_parameters()}
+    assert inflate_unet2d(unet2d, view_layer_types="none", time_layers=False).view_embedding is not None
+
+
+def test_takes_dtype_and_mode_of_the_parent():
+    unet = inflate_unet2d(parent("stable diffusion 1.5").to(torch.bfloat16).train())
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.bfloat16}
+    assert unet.training
+
+
+def test_motion_modules_load_by_name_and_equal_animatediff():
+    unet2d = parent("stable diffusion 1.5")
+    torch.manual_seed(2)
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16), motion_layers_per_block=2, motion_num_attention_heads=2, motion_norm_num_groups=4
+    )
+    reference = UNetMotionModel.from_unet2d(unet2d, adapter).eval()
+    unet = inflate_unet2d(unet2d, time_double_self_attention=True, time_activation_fn="geglu", time_attention_heads=2)
+    left_over = unet.load_state_dict(adapter.state_dict(), strict=False).unexpected_keys
+    assert not left_over
+    arguments = inputs(unet2d)
+    video = arguments["sample"][:, :, :1, 1:2]
+    with torch.no_grad():
+        ours = unet(video, 10, arguments["encoder_hidden_states"]).sample
+        theirs = reference(
+            video[:, :, 0, 0], 10, arguments["encoder_hidden_states"].repeat_interleave(5, dim=0)
+        ).sample
+        plain = inflate_unet2d(unet2d)(video, 10, arguments["encoder_hidden_states"]).sample
+    assert (ours[:, :, 0, 0] - theirs).abs().max() < 1e-4
+    assert (ours - plain).abs().max() > 1e-3
+
+
+def test_refuses_what_is_no_2d_unet():
+    with pytest.raises(ValueError, match="UNet2DConditionModel, got Linear"):
+        inflate_unet2d(torch.nn.Linear(2, 2))
+
+
+def test_refuses_blocks_that_cannot_be_inflated_by_name():
+    unet2d = UNet2DConditionModel(
+        **{**SD15, "down_block_types": ("SimpleCrossAttnDownBlock2D", "DownBlock2D"), "attention_head_dim": 4}
+    )
+    with pytest.raises(ValueError, match=r"down_block_types\[0\].*SimpleCrossAttnDownBlock2D"):
+        inflate_unet2d(unet2d)
+
+
+def test_refuses_unknown_options():
+    with pytest.raises(ValueError, match="view_layer_types.*got view_layers"):
+        inflate_unet2d(parent("stable diffusion 1.5"), view_layers="epipolar")
+    assert "view_layer_types" in NEW_OPTIONS
+
+
+def test_refuses_weights_without_a_place():
+    unet2d = parent("stable diffusion 1.5")
+    unet2d.conv_in.register_parameter("lora", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(ValueError, match="left over.*conv_in.lora"):
+        inflate_unet2d(unet2d)
