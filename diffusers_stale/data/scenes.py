@@ -57,7 +57,7 @@ class Animal:
 
     def position(self, seconds: float) -> float:
         """Column of the middle of the body, in units, `seconds` after time 0."""
-        return self.x + self.sign * SPEEDS[self.gait] * (0.6 if self.leaves_barn else 1.0) * seconds
+        return self.x + self.sign * SPEEDS[self.gait] * (0.8 if self.leaves_barn else 1.0) * seconds
 
 
 @dataclass(frozen=True, kw_only=True)
