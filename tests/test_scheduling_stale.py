@@ -1,0 +1,281 @@
+"""Truths of `StaleScheduler`: perfect denoisers, stock schedulers it must equal, and what training asks of it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
+
+from diffusers_stale.scheduling_stale import BETA_SCHEDULES, PREDICTION_TYPES, TIMESTEP_SPACINGS, StaleScheduler
+
+
+STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SHAPES = ((2, 4), (1, 3, 8, 8), (1, 4, 3, 3, 2, 4, 4))
+
+
+def prediction_of(scheduler: StaleScheduler, clean: torch.Tensor, sample: torch.Tensor, timestep) -> torch.Tensor:
+    """What a network that knows the clean sample predicts."""
+    alpha, sigma = (level.item() for level in scheduler.noise_levels(torch.as_tensor(timestep).reshape(1)))
+    noise = (sample - alpha * clean) / sigma
+    return {
+        "epsilon": noise,
+        "sample": clean,
+        "v_prediction": alpha * noise - sigma * clean,
+        "flow_prediction": noise - clean,
+    }[scheduler.config.prediction_type]
+
+
+def gaussian_denoiser(scale: float):
+    """The exact v prediction for data N(0, scale^2), and the exact end of its probability-flow path."""
+
+    def predict(scheduler: StaleScheduler, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = (level.item() for level in scheduler.noise_levels(timestep.reshape(1)))
+        clean = alpha * scale**2 / (alpha**2 * scale**2 + sigma**2) * sample
+        return (
+            prediction_of(scheduler, clean, sample, timestep)
+            if scheduler.is_flow
+            else ((alpha * sample - clean) / sigma)
+        )
+
+    return predict
+
+
+def run(scheduler, predict, sample: torch.Tensor) -> torch.Tensor:
+    for timestep in scheduler.timesteps:
+        sample = scheduler.step(predict(sample, timestep), timestep, sample).prev_sample
+    return sample
+
+
+@pytest.mark.parametrize("zero_snr", [True, False])
+@pytest.mark.parametrize("spacing", TIMESTEP_SPACINGS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+def test_a_perfect_denoiser_recovers_the_data(prediction_type, spacing, zero_snr, shape, steps):
+    scheduler = StaleScheduler(
+        prediction_type=prediction_type, timestep_spacing=spacing, rescale_betas_zero_snr=zero_snr
+    )
+    scheduler.set_timesteps(steps)
+    clean = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    start = scheduler.add_noise(clean, noise, scheduler.timesteps[:1].expand(len(clean)))
+    got = run(scheduler, lambda sample, time: prediction_of(scheduler, clean, sample, time), start)
+    if prediction_type == "epsilon" and scheduler.sigmas[0].isinf():
+        # At zero terminal signal epsilon says nothing: the first clean prediction is 0, all later ones are right.
+        assert steps == 1 or torch.allclose(got, clean, atol=1e-3)
+        return
+    assert torch.allclose(got, clean, atol=2e-4)
+
+
+def test_the_forward_process_ends_exactly_in_noise():
+    scheduler = StaleScheduler()
+    clean, noise = torch.full((1, 3), 1e6), torch.randn(1, 3)
+    last = torch.tensor([len(scheduler) - 1])
+    assert torch.equal(scheduler.add_noise(clean, noise, last), noise)
+    assert scheduler.alphas_cumprod[-1] == 0
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps[0] == len(scheduler) - 1
+    assert scheduler.sigmas[0].isinf()
+    assert scheduler.sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 25])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_equals_second_order_dpm_solver_where_signal_is_left(steps, prediction_type, spacing):
+    """`linspace` of DPM-Solver has one more point, which it drops: compared on our timesteps."""
+    config = STABLE_DIFFUSION | {"prediction_type": prediction_type, "timestep_spacing": spacing}
+    stock = DPMSolverMultistepScheduler(**config, final_sigmas_type="zero", lower_order_final=False)
+    ours = StaleScheduler(**config, rescale_betas_zero_snr=False)
+    ours.set_timesteps(steps)
+    stock.set_timesteps(timesteps=ours.timesteps.tolist())
+    start = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+
+    def predict(sample, timestep):
+        return torch.sin(3 * sample) + 0.001 * float(timestep)
+
+    assert torch.allclose(run(ours, predict, start), run(stock, predict, start), rtol=1e-3, atol=1e-3)
+
+
+def test_first_order_equals_ddim():
+    stock = DDIMScheduler(**STABLE_DIFFUSION, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")
+    ours = StaleScheduler.from_config(stock.config, solver_order=1)
+    stock.set_timesteps(8)
+    ours.set_timesteps(8)
+    assert ours.timesteps.tolist() == stock.timesteps.tolist()
+    start = torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    got = run(ours, lambda sample, time: torch.tanh(sample), start)
+    assert torch.allclose(got, run(stock, lambda sample, time: torch.tanh(sample), start), atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_first_order_flow_equals_flow_matching_euler(shift):
+    stock = FlowMatchEulerDiscreteScheduler(shift=shift)
+    ours = StaleScheduler.from_config(stock.config, solver_order=1)
+    assert ours.config.prediction_type == "flow_prediction"
+    ours.set_timesteps(12)
+    stock.set_timesteps(sigmas=np.linspace(1.0, 1 / 12, 12))
+    assert torch.allclose(ours.timesteps, stock.timesteps, atol=1e-3)
+    start = torch.randn(1, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    got = run(ours, lambda sample, time: torch.tanh(sample), start)
+    assert torch.allclose(got, run(stock, lambda sample, time: torch.tanh(sample), start), atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 5.0])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_the_second_order_is_worth_its_name(scale, prediction_type):
+    """On Gaussian data, whose denoiser and whose end of the path are known: (scale / 1) * noise."""
+    predict = gaussian_denoiser(scale)
+    errors = {}
+    for order in (1, 2):
+        scheduler = StaleScheduler(prediction_type=prediction_type, solver_order=order)
+        for steps in (20, 40):
+            scheduler.set_timesteps(steps)
+            end = run(scheduler, lambda x, t, s=scheduler: predict(s, x, t), torch.ones(1, 1)).item()
+            errors[order, steps] = abs(end - scale) / scale
+    # What the last step to zero noise leaves is of first order in both, so the ratio is no power of the step.
+    assert errors[2, 20] < 0.7 * errors[1, 20]
+    assert errors[2, 40] < 0.7 * errors[1, 40]
+    assert errors[2, 40] < 0.6 * errors[2, 20]
+
+
+@pytest.mark.parametrize("beta_schedule", list(BETA_SCHEDULES))
+@pytest.mark.parametrize("zero_snr", [True, False])
+def test_every_schedule_falls_from_signal_to_noise(beta_schedule, zero_snr):
+    scheduler = StaleScheduler(beta_schedule=beta_schedule, rescale_betas_zero_snr=zero_snr)
+    assert (scheduler.alphas_cumprod.diff() < 0).all()
+    assert (scheduler.alphas_cumprod[-1] == 0) == zero_snr
+    assert ((scheduler.betas > 0) & (scheduler.betas <= 1)).all()
+    again = StaleScheduler(trained_betas=scheduler.betas.double().tolist(), rescale_betas_zero_snr=False)
+    assert torch.allclose(again.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6)
+
+
+def test_foreign_configurations_keep_their_meaning():
+    stock = PNDMScheduler(**STABLE_DIFFUSION, skip_prk_steps=True, steps_offset=1)
+    ours = StaleScheduler.from_config(stock.config)
+    assert not ours.config.rescale_betas_zero_snr
+    assert ours.config.prediction_type == "epsilon"
+    assert torch.allclose(ours.alphas_cumprod, stock.alphas_cumprod, rtol=1e-4)
+    euler = EulerDiscreteScheduler.from_config(ours.config)
+    assert euler.config.beta_schedule == "scaled_linear"
+
+
+def test_saved_then_loaded_is_equal(tmp_path):
+    scheduler = StaleScheduler(prediction_type="sample", beta_end=0.02, timestep_spacing="linspace", solver_order=1)
+    scheduler.save_pretrained(tmp_path)
+    again = StaleScheduler.from_pretrained(tmp_path)
+    options = [key for key in scheduler.config if not key.startswith("_")]
+    assert [again.config[key] for key in options] == [scheduler.config[key] for key in options]
+    assert torch.equal(again.alphas_cumprod, scheduler.alphas_cumprod)
+    assert StaleScheduler.from_config(scheduler.config).config.solver_order == 1
+
+
+def test_no_state_leaks_from_one_run_to_the_next():
+    scheduler = StaleScheduler()
+    start = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(6)
+    first = run(scheduler, lambda sample, time: torch.sin(sample), start)
+    scheduler.set_timesteps(6)
+    scheduler.step(start * 9, scheduler.timesteps[0], start)
+    scheduler.set_timesteps(6)
+    assert torch.equal(run(scheduler, lambda sample, time: torch.sin(sample), start), first)
+
+
+def test_starting_in_the_middle_is_a_run_of_its_own():
+    scheduler = StaleScheduler()
+    clean, noise = torch.randn(1, 4), torch.randn(1, 4)
+    for begin in (None, 5):
+        scheduler.set_timesteps(10)
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        sample = scheduler.add_noise(clean, noise, scheduler.timesteps[5:6])
+        for timestep in scheduler.timesteps[5:]:
+            prediction = prediction_of(scheduler, clean, sample, timestep)
+            sample = scheduler.step(prediction, timestep, sample, return_dict=False)[0]
+        assert torch.allclose(sample, clean, atol=1e-4)
+
+
+def test_step_computes_in_float32_and_returns_the_dtype_of_the_model_output():
+    scheduler = StaleScheduler()
+    scheduler.set_timesteps(4)
+    output = torch.randn(1, 4).half()
+    result = scheduler.step(output, scheduler.timesteps[0], torch.randn(1, 4))
+    assert result.prev_sample.dtype == result.pred_original_sample.dtype == torch.float16
+    assert torch.allclose(result.pred_original_sample, -output)  # at pure noise v is minus the clean sample
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_training_target_is_what_sampling_understands(prediction_type):
+    scheduler = StaleScheduler(prediction_type=prediction_type)
+    clean, noise = torch.randn(6, 3, 2), torch.randn(6, 3, 2)
+    timesteps = torch.tensor([1, 50, 300, 600, 900, 998])
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    target = scheduler.training_target(clean, noise, timesteps)
+    for index, timestep in enumerate(timesteps):
+        alpha, sigma = (level.item() for level in scheduler.noise_levels(timestep))
+        got = scheduler.clean_prediction(target[index], noisy[index], alpha, sigma)
+        assert torch.allclose(got, clean[index], atol=2e-3)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weighs_the_error_of_the_clean_sample_alike_for_every_prediction(prediction_type):
+    scheduler = StaleScheduler(prediction_type=prediction_type)
+    timesteps = torch.tensor([3, 100, 500, 900])
+    weights = scheduler.loss_weights(timesteps, "min_snr")
+    for weight, timestep in zip(weights, timesteps, strict=True):
+        alpha, sigma = (level.item() for level in scheduler.noise_levels(timestep))
+        zero, one = torch.zeros(1), torch.ones(1)
+        difference = scheduler.clean_prediction(one, zero, alpha, sigma) - scheduler.clean_prediction(
+            zero, zero, alpha, sigma
+        )
+        expected = min((alpha / sigma) ** 2, 5.0) * difference.item() ** 2
+        assert math.isclose(weight.item(), expected, rel_tol=1e-4)
+    assert torch.equal(scheduler.loss_weights(timesteps), torch.ones(4))
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_training_timesteps_are_stratified_and_in_range(prediction_type):
+    scheduler = StaleScheduler(prediction_type=prediction_type)
+    timesteps = scheduler.sample_training_timesteps(100, torch.Generator().manual_seed(0))
+    last = 1e-3 if scheduler.is_flow else 0.0  # flows count down from 1000, which is theirs, to 0, which is not
+    assert sorted(((timesteps.double() - last) / 10).floor().tolist()) == list(range(100))
+    assert timesteps.tolist() != sorted(timesteps.tolist())
+    again = scheduler.sample_training_timesteps(100, torch.Generator().manual_seed(0))
+    assert torch.equal(timesteps, again)
+    scheduler.noise_levels(timesteps)
+
+
+def test_bad_input_says_what_was_expected():
+    scheduler = StaleScheduler()
+    sample = torch.zeros(1, 4)
+    with pytest.raises(ValueError, match="set_timesteps"):
+        scheduler.step(sample, 1, sample)
+    for steps in (0, -1, 1001, True):
+        with pytest.raises(ValueError, match="between 1 and 1000"):
+            scheduler.set_timesteps(steps)
+    with pytest.raises(ValueError, match="descend"):
+        scheduler.set_timesteps(timesteps=[1, 2])
+    with pytest.raises(ValueError, match="between 0 and 999"):
+        scheduler.set_timesteps(timesteps=[1000, 2])
+    with pytest.raises(ValueError, match="both or neither"):
+        scheduler.set_timesteps()
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match=r"scheduler\.timesteps"):
+        scheduler.step(sample, 7, sample)
+    for timestep in scheduler.timesteps:
+        scheduler.step(sample, timestep, sample)
+    with pytest.raises(ValueError, match="All 2 steps"):
+        scheduler.step(sample, scheduler.timesteps[0], sample)
+    for option in ({"prediction_type": "noise"}, {"beta_schedule": "sigmoid"}, {"solver_order": 3}):
+        with pytest.raises(ValueError, match="must be one of"):
+            StaleScheduler(**option)
+    for option in ({"trained_betas": [0.1]}, {"beta_end": 1.5}, {"flow_shift": 0.0}):
+        with pytest.raises(ValueError, match=r"trained_betas|flow_shift"):
+            StaleScheduler(**option)
