@@ -1,8 +1,8 @@
 """StaleScheduler: a forward process that ends exactly in N(0, I), and its reversal in few steps.
 
-Nearest relative: diffusers' `DPMSolverMultistepScheduler` (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095). Where a
-schedule leaves a little signal at its end the two are equal. Unlike it, this one takes a terminal signal-to-noise ratio
-of exactly zero ("Common Diffusion Noise Schedules and Sample Steps are Flawed", Lin et al. 2023, arXiv 2305.08891)
+Nearest relative: diffusers' `DPMSolverMultistepScheduler` (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095). Where
+a schedule leaves a little signal at its end, the two are equal. Unlike it, this one takes a terminal signal-to-noise
+ratio of exactly zero ("Common Diffusion Noise Schedules and Sample Steps are Flawed", Lin et al. 2023, arXiv 2305.08891)
 literally, with no small number in place of zero, is also the training side's only source of noise mathematics, and
 knows flow matching as the same process in other coordinates.
 
@@ -125,7 +125,7 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As in diffusers; a configuration of one of its schedulers keeps its meaning where ours has other defaults."""
+        """As in diffusers; one of its configurations keeps its meaning where ours has other defaults."""
         if isinstance(config, dict) and not cls._is_own(config):
             config = cls._translated(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
@@ -264,8 +264,8 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         found = (self.timesteps.cpu() == torch.as_tensor(timestep).cpu()).nonzero()
         if len(found) == 0:
             raise ValueError(
-                f"`timestep` must be one of `scheduler.timesteps`, got {float(timestep):g}; call `set_timesteps` first "
-                "and iterate over `scheduler.timesteps`."
+                f"`timestep` must be one of `scheduler.timesteps`, got {float(timestep):g}; call `set_timesteps` "
+                "first and iterate over `scheduler.timesteps`."
             )
         return int(found[0])
 
