@@ -2,9 +2,9 @@
 
 Nearest relative: diffusers' `DPMSolverMultistepScheduler` (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095). Where
 a schedule leaves a little signal at its end, the two are equal. Unlike it, this one takes a terminal signal-to-noise
-ratio of exactly zero ("Common Diffusion Noise Schedules and Sample Steps are Flawed", Lin et al. 2023, arXiv 2305.08891)
-literally, with no small number in place of zero, is also the training side's only source of noise mathematics, and
-knows flow matching as the same process in other coordinates.
+ratio of exactly zero ("Common Diffusion Noise Schedules and Sample Steps are Flawed", Lin et al. 2023, arXiv
+2305.08891) literally, with no small number in place of zero, is also the training side's only source of noise
+mathematics, and knows flow matching as the same process in other coordinates.
 
 Everything is written in terms of a noise level (alpha, sigma): `sample = alpha * clean + sigma * noise`. Variance
 preserving (`epsilon`, `v_prediction`, `sample`): alpha^2 + sigma^2 = 1. Flow (`flow_prediction`): alpha + sigma = 1.
