@@ -1,0 +1,259 @@
+"""What a training run can be told: one frozen dataclass a stage, presets of all four, and changes by name.
+
+Nothing here trains. Every length of time is in seconds, every size in the unit that the field says.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from diffusers_stale.training.grids import parse_grids
+
+
+STAGES = ("autoencoder", "text", "image", "movie")
+"""The stages in the order in which one needs the other."""
+
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["no", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What every stage has.
+
+    `max_steps` and `max_seconds` bound the run; the learning rate is annealed to zero over the larger of the two
+    fractions. `max_seconds` counts training only, over all resumptions. `ema_decay` is the largest decay of the moving
+    average, which warms up as (1 + step) / (10 + step). Intervals (`*_every`) are in steps, `save_every` in seconds.
+    """
+
+    seed: int = 0
+    max_steps: int | None = 1000
+    max_seconds: float | None = None
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    schedule: Schedule = "cosine"
+    beta2: float = 0.99
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema_decay: float = 0.998
+    precision: Precision = "bf16"
+    log_every: int = 20
+    sample_every: int = 500
+    save_every: float = 600.0
+    keep_checkpoints: int = 2
+    held_out_seed: int = 1_000_003
+
+    def __post_init__(self) -> None:
+        if self.max_steps is None and self.max_seconds is None:
+            raise ValueError("`max_steps` or `max_seconds` must be given, got neither; a run needs an end.")
+        for name in ("max_steps", "max_seconds", "batch_size", "learning_rate", "log_every", "sample_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` must be greater than 0, got {value}; give a positive number.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}; 0.999 is usual.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(StageConfig):
+    """Autoencoder of single frames. Channels are listed from the full resolution down, each level halves it.
+
+    The loss is `l1_weight` times the absolute error, `mse_weight` times the squared one, `gradient_weight` times the
+    absolute error of differences between neighbouring pixels and `kl_weight` times the Kullback-Leibler divergence.
+    `pool_frames` frames are rendered before training and drawn from; `held_out_frames` measure PSNR.
+    """
+
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    image_size: int = 64
+    block_channels: tuple[int, ...] = (32, 64, 64)
+    layers_per_block: int = 1
+    norm_num_groups: int = 16
+    latent_channels: int = 8
+    l1_weight: float = 1.0
+    mse_weight: float = 2.0
+    gradient_weight: float = 0.5
+    kl_weight: float = 1e-6
+    pool_frames: int = 24_000
+    held_out_frames: int = 64
+    baselines: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(StageConfig):
+    """Text encoder, taught to tell the attributes that a caption states. `scenes` scenes are drawn from."""
+
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    max_steps: int | None = 600
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    intermediate_size: int = 384
+    max_tokens: int = 32
+    tokenizer_captions: int = 4000
+    scenes: int = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig(StageConfig):
+    """What training of the 2D and of the 5D UNet have in common.
+
+    The squared error is weighted 1 + `foreground_weight` * (share of animal in a latent pixel), normalised to mean 1;
+    the extra weight falls to zero over the last `foreground_anneal` of the run. The text encoder learns at
+    `text_rate` times the learning rate. `caption_dropout` of the captions are replaced by the empty one, for guidance.
+    """
+
+    loss: str = "mse"
+    loss_weighting: Literal["uniform", "min_snr"] = "uniform"
+    foreground_weight: float = 3.0
+    foreground_anneal: float = 0.2
+    text_rate: float = 0.3
+    caption_dropout: float = 0.1
+    image_size: int = 64
+    encode_batch: int = 64
+    sample_steps: int = 20
+    guidance_scale: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(DenoisingConfig):
+    """2D text-to-image. `pool_frames` frames, each of another scene, are rendered and encoded before training."""
+
+    batch_size: int = 32
+    learning_rate: float = 8e-4
+    warmup_steps: int = 200
+    ema_decay: float = 0.999
+    pool_frames: int = 24_000
+    block_channels: tuple[int, ...] = (48, 96, 160)
+    layers_per_block: int = 1
+    attention_heads: int = 4
+    norm_num_groups: int = 16
+    prediction_type: Literal["v_prediction", "epsilon", "sample", "flow_prediction"] = "v_prediction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovieConfig(DenoisingConfig):
+    """5D fine-tuning of the inflated 2D UNet on factorised grids.
+
+    `static_grids` are drawn from in the first `static_share` of the run, `moving_grids` afterwards; both are written
+    "rows x cols x frames : batch : weight", as in "3x3x1:6:2, 1x1x8:6:1" (see `grids.parse_grids`). New parameters
+    learn at `learning_rate`, inherited ones at `inherited_rate` times it. Pools hold `static_clips` clips of one
+    moment and `moving_clips` movies of `num_frames` frames, of `view_rows` x `view_cols` views each, with baselines
+    drawn from `baselines`.
+    """
+
+    batch_size: int = 1
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    ema_decay: float = 0.999
+    inherited_rate: float = 1 / 3
+    text_rate: float = 0.1
+    view_rows: int = 3
+    view_cols: int = 3
+    num_frames: int = 8
+    static_clips: int = 4000
+    moving_clips: int = 800
+    baselines: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    static_share: float = 0.5
+    static_grids: str = "3x3x1:4:5, 1x3x1:12:1, 3x1x1:12:1, 1x1x1:32:1, 1x1x8:4:1"
+    moving_grids: str = "1x1x8:4:3, 3x3x1:4:2, 1x3x4:3:2, 3x1x4:3:2, 3x3x4:1:2, 3x3x8:1:1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        largest = (self.view_rows, self.view_cols, self.num_frames)
+        parse_grids(self.static_grids, largest)
+        parse_grids(self.moving_grids, largest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One configuration for each stage."""
+
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    movie: MovieConfig = field(default_factory=MovieConfig)
+
+
+def with_changes(config: TrainingConfig, changes: Iterable[str], stages: Iterable[str] = STAGES) -> TrainingConfig:
+    """`config` with every "key=value" in `changes` applied.
+
+    A key is a field's name, meant for those of `stages` that have it, or "stage.field". Raises `ValueError` for a key
+    that names no field, with the nearest one that exists, and for a value that is not of the field's type.
+    """
+    stages = tuple(stages)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"A change must read key=value, got {change!r}; for example learning_rate=3e-4.")
+        for stage, name in _fields_named(config, key.strip(), stages):
+            old = getattr(config, stage)
+            hint = {item.name: item.type for item in dataclasses.fields(old)}[name]
+            new = dataclasses.replace(old, **{name: parse_value(name, text.strip(), hint)})
+            config = dataclasses.replace(config, **{stage: new})
+    return config
+
+
+def _fields_named(config: TrainingConfig, key: str, stages: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The (stage, field) pairs that `key` means; raises `ValueError` if there is none."""
+    pairs = [(stage, item.name) for stage in STAGES for item in dataclasses.fields(getattr(config, stage))]
+    found = [(stage, name) for stage, name in pairs if key == f"{stage}.{name}" or (key == name and stage in stages)]
+    if not found:
+        names = {name for stage, name in pairs if stage in stages} | {f"{stage}.{name}" for stage, name in pairs}
+        near = difflib.get_close_matches(key, sorted(names), n=1, cutoff=0.0)[0]
+        raise ValueError(f"No setting of stage {', '.join(stages)} is called {key!r}; did you mean {near!r}?")
+    return found
+
+
+def parse_value(name: str, text: str, hint: Any) -> Any:
+    """`text` as a value of the type `hint`; raises `ValueError` naming the field where it is none."""
+    if get_origin(hint) is Literal:
+        if text not in get_args(hint):
+            raise ValueError(f"`{name}` must be one of {', '.join(get_args(hint))}, got {text!r}; choose one of them.")
+        return text
+    if get_origin(hint) is tuple:
+        return tuple(parse_value(name, part, get_args(hint)[0]) for part in text.strip("()[] ").split(",") if part)
+    kinds = get_args(hint) or (hint,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    kind = next(item for item in kinds if item is not type(None))
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be of type {kind.__name__}, got {text!r}; write one.") from error
+
+
+SMOKE = {"max_steps": 2, "warmup_steps": 1, "log_every": 1, "sample_every": 2}
+"""Settings of a run that only shows that everything works together."""
+
+PRESETS = {
+    "barnyard": TrainingConfig(
+        autoencoder=AutoencoderConfig(max_steps=None, max_seconds=2400),
+        text=TextConfig(),
+        image=ImageConfig(max_steps=None, max_seconds=7200),
+        movie=MovieConfig(max_steps=None, max_seconds=7200),
+    ),
+    "smoke": TrainingConfig(
+        autoencoder=AutoencoderConfig(
+            **SMOKE, batch_size=2, image_size=32, block_channels=(8, 8, 8), norm_num_groups=4, latent_channels=4,
+            pool_frames=6, held_out_frames=2,
+        ),
+        text=TextConfig(
+            **SMOKE, batch_size=4, hidden_size=16, layers=1, heads=2, intermediate_size=16, tokenizer_captions=200,
+            scenes=8,
+        ),
+        image=ImageConfig(
+            **SMOKE, batch_size=2, image_size=32, pool_frames=6, encode_batch=4, block_channels=(8, 16, 16),
+            attention_heads=2, norm_num_groups=4, sample_steps=2,
+        ),
+        movie=MovieConfig(
+            **SMOKE, image_size=32, encode_batch=4, view_rows=3, view_cols=3, num_frames=2, static_clips=3,
+            moving_clips=2, static_grids="3x3x1:1:1", moving_grids="3x3x2:1:1", sample_steps=2,
+        ),
+    ),
+}  # fmt: skip
+"""Complete configurations by name."""

@@ -1,0 +1,75 @@
+"""Losses: elementwise errors for denoising, by name, and the autoencoder's reconstruction error."""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+
+HUBER_WIDTH = 0.1
+"""Error beyond which the Huber loss grows linearly, in standard deviations of the target."""
+
+
+def mean_squared(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Squared error of every element."""
+    return (prediction - target).square()
+
+
+def huber(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Squared error, beyond `HUBER_WIDTH` growing linearly; scaled to be the absolute error far away."""
+    return functional.huber_loss(prediction, target, reduction="none", delta=HUBER_WIDTH) / HUBER_WIDTH
+
+
+def denoising_loss(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    kind: str = "mse",
+    sample_weights: torch.Tensor | None = None,
+    pixel_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Weighted mean error of what a network predicts, in float32.
+
+    Args:
+        prediction, target: shape `(batch, channels, ..., height, width)`.
+        kind: a name in `LOSSES`.
+        sample_weights: shape `(batch,)`, as `StaleScheduler.loss_weights` gives it; not normalised here.
+        pixel_weights: `(batch, 1, ..., height, width)`; normalised to a mean of 1 over the batch.
+    """
+    error = LOSSES[kind](prediction.float(), target.float())
+    if pixel_weights is not None:
+        error = error * (pixel_weights / pixel_weights.mean())
+    if sample_weights is not None:
+        error = error * sample_weights.reshape(-1, *[1] * (error.ndim - 1))
+    return error.mean()
+
+
+def gradient_difference(error: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference between neighbouring pixels of `error` `(batch, channels, height, width)`.
+
+    After Mathieu, Couprie and LeCun, "Deep multi-scale video prediction beyond mean square error" (2016), equation 6:
+    it punishes blurred and displaced edges, here with the differences signed.
+    """
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def reconstruction_loss(
+    reconstruction: torch.Tensor,
+    pixels: torch.Tensor,
+    l1_weight: float,
+    mse_weight: float,
+    gradient_weight: float,
+) -> torch.Tensor:
+    """Error of a reconstructed image `(batch, 3, height, width)` in [-1, 1]; a weighted sum of three means."""
+    error = reconstruction.float() - pixels
+    loss = l1_weight * error.abs().mean() + mse_weight * error.square().mean()
+    return loss + gradient_weight * gradient_difference(error) if gradient_weight else loss
+
+
+def peak_signal_to_noise(reconstruction: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """PSNR in decibels of each image, for values in [-1, 1]; shape `(batch,)`."""
+    mean_square = ((reconstruction.float().clamp(-1, 1) - pixels) / 2).square().mean(dim=(1, 2, 3))
+    return -10 * mean_square.clamp_min(1e-12).log10()
+
+
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"mse": mean_squared, "huber": huber}
+"""Elementwise errors by name."""

@@ -1,0 +1,127 @@
+"""Stage 1: the autoencoder of single frames, trained on rendered views of barnyards."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from diffusers_stale.axes import IMAGE_AXES, fold
+from diffusers_stale.data.renderer import render_scene
+from diffusers_stale.data.scenes import random_generator, sample_scene
+from diffusers_stale.training.components import build_autoencoder, standardize_latents
+from diffusers_stale.training.config import AutoencoderConfig
+from diffusers_stale.training.losses import peak_signal_to_noise, reconstruction_loss
+from diffusers_stale.training.samples import write_sheet
+
+
+POOL_STREAM, BATCH_STREAM = 11, 12
+"""Numbers that keep the random streams of one seed apart."""
+
+LINES = ((1, 3), (3, 1))
+"""Grids of views that frames are rendered in."""
+
+START_SECONDS = 0.45
+"""Clips begin at most this long before or after time 0."""
+
+SHOWN = 8
+
+
+def render_frames(config: AutoencoderConfig, seed: int, count: int, rank: int = 0) -> torch.Tensor:
+    """`count` frames of random scenes, views, moments and baselines; uint8 `(count, 3, height, width)`."""
+    frames: list[torch.Tensor] = []
+    index = rank * 10_000_000
+    while sum(map(len, frames)) < count:
+        draw = random_generator(seed, index, POOL_STREAM)
+        rows, cols = LINES[int(draw.integers(len(LINES)))]
+        clip = render_scene(
+            sample_scene(seed, index),
+            rows,
+            cols,
+            1,
+            config.image_size,
+            config.image_size,
+            baseline=float(draw.choice(config.baselines)),
+            start_seconds=float(draw.uniform(-START_SECONDS, START_SECONDS)),
+        )
+        frames.append(((fold(clip.pixels[None], IMAGE_AXES) + 1) * 127.5).round().to(torch.uint8))
+        index += 1
+    return torch.cat(frames)[:count]
+
+
+class AutoencoderModule(nn.Module):
+    """The autoencoder with its loss, so that what is trained is one module with one forward call."""
+
+    def __init__(self, vae: AutoencoderKL, config: AutoencoderConfig):
+        super().__init__()
+        self.vae = vae
+        self.config = config
+
+    def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        config = self.config
+        loss = reconstruction_loss(
+            self.vae.decode(latents).sample, pixels, config.l1_weight, config.mse_weight, config.gradient_weight
+        )
+        return loss + config.kl_weight * posterior.kl().float().mean() if config.kl_weight else loss
+
+
+class AutoencoderTask:
+    """Frames from a pool that is rendered once; PSNR on frames of another seed."""
+
+    def __init__(self, config: AutoencoderConfig, device: torch.device, rank: int = 0):
+        self.config, self.device = config, device
+        torch.manual_seed(config.seed)
+        self.vae = build_autoencoder(config)
+        self.module = AutoencoderModule(self.vae, config)
+        self.pool = render_frames(config, config.seed, config.pool_frames, rank)
+        self.held_out = render_frames(config, config.held_out_seed, config.held_out_frames).float() / 127.5 - 1
+        self.noise_shape = (config.latent_channels, *self.latent_size())
+
+    def latent_size(self) -> tuple[int, int]:
+        size = self.config.image_size // 2 ** (len(self.config.block_channels) - 1)
+        return size, size
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.vae.parameters()), "lr": 1.0}]
+
+    def batch(self, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
+        draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
+        chosen = torch.from_numpy(draw.integers(len(self.pool), size=self.config.batch_size))
+        pixels = self.pool[chosen].float() / 127.5 - 1
+        noise = draw.standard_normal((len(pixels), *self.noise_shape), dtype=np.float32)
+        return {
+            "pixels": pixels.to(self.device),
+            "noise": torch.from_numpy(noise).to(self.device),
+        }
+
+    def batch_images(self, batch: dict[str, torch.Tensor]) -> int:
+        return len(batch["pixels"])
+
+    @torch.no_grad()
+    def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encoded (without noise) and decoded frames, in float32."""
+        parts = [self.vae.decode(self.vae.encode(part).latent_dist.mode()).sample for part in pixels.split(16)]
+        return torch.cat(parts).float().cpu()
+
+    def evaluate(self) -> dict[str, float]:
+        quality = peak_signal_to_noise(self.reconstruct(self.held_out.to(self.device)), self.held_out)
+        return {"psnr": float(quality.mean()), "psnr_worst": float(quality.min())}
+
+    def sample(self, path: Path) -> None:
+        pixels = self.held_out[:: max(len(self.held_out) // SHOWN, 1)][:SHOWN]
+        write_sheet(path, torch.cat([pixels, self.reconstruct(pixels.to(self.device))]), len(pixels))
+
+    @torch.no_grad()
+    def finish(self) -> AutoencoderKL:
+        """The trained autoencoder, its latents of mean 0 and deviation 1 in each channel."""
+        pixels = (self.pool[:1024].float() / 127.5 - 1).to(self.device)
+        latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in pixels.split(32)]).float()
+        standardize_latents(self.vae, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
+        return self.vae
+
+    def export(self, folder: Path) -> None:
+        self.finish().save_pretrained(folder)

@@ -1,0 +1,151 @@
+"""Stage 4: the 2D UNet, inflated, learns views and time on sub-grids of encoded light-field movies."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from diffusers_stale.axes import IMAGE_AXES, fold, middle_index, sizes, unfold
+from diffusers_stale.data.scenes import random_generator
+from diffusers_stale.inflation import new_parameter_names
+from diffusers_stale.scheduling_stale import StaleScheduler
+from diffusers_stale.training.config import MovieConfig
+from diffusers_stale.training.denoising import BATCH_STREAM, DenoisingTask, held_out_captions, load_text, take
+from diffusers_stale.training.grids import Grid, cut, draw_grid, parse_grids
+from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
+from diffusers_stale.training.samples import PROMPTS, decode_images, write_sheet
+from diffusers_stale.training.vocabulary import save_tokenizer
+from diffusers_stale.unet_stale import StaleUNet5DConditionModel
+
+
+GRID_STREAM = 51
+HELD_OUT = 4
+HELD_OUT_KEY = (9, 9, 9)
+SHOWN = 2
+"""Movies that a contact sheet of samples shows."""
+
+
+class MovieTask(DenoisingTask):
+    """The inflated UNet of the image stage, on a pool of static clips and a pool of movies."""
+
+    config: MovieConfig
+
+    def __init__(
+        self, config: MovieConfig, image_folder: Path, run_folder: Path, device: torch.device, rank: int = 0,
+        processes: int = 1,
+    ):  # fmt: skip
+        vae = AutoencoderKL.from_pretrained(image_folder / "vae").to(device)
+        text_encoder, tokenizer = load_text(image_folder)
+        torch.manual_seed(config.seed)
+        unet = StaleUNet5DConditionModel.from_unet2d(UNet2DConditionModel.from_pretrained(image_folder / "unet"))
+        scheduler = StaleScheduler.from_pretrained(image_folder / "scheduler")
+        super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
+        largest = (config.view_rows, config.view_cols, config.num_frames)
+        self.static_grids = parse_grids(config.static_grids, largest)
+        self.moving_grids = parse_grids(config.moving_grids, largest)
+        share = (run_folder, rank, processes)
+        self.static = self.make_pool("static", config.static_clips, 1, *share)
+        self.moving = self.make_pool("moving", config.moving_clips, config.num_frames, *share)
+        self.held_out: LatentPool | None = None
+
+    def make_pool(self, name: str, count: int, frames: int, run_folder: Path, rank: int, processes: int) -> LatentPool:
+        """This process's share of `count` clips of `frames` frames."""
+        request = self.request(self.config.seed, max(count // processes, 1), frames, rank)
+        return cached_pool(self.vae, request, self.config.encode_batch, run_folder / f"{name}-{rank}.safetensors")
+
+    def request(self, seed: int, count: int, frames: int, rank: int) -> PoolRequest:
+        config = self.config
+        return PoolRequest(
+            seed=seed,
+            count=count,
+            rank=rank,
+            image_size=config.image_size,
+            view_rows=config.view_rows,
+            view_cols=config.view_cols,
+            frames=frames,
+            moments=config.num_frames,
+            baselines=config.baselines,
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        new = set(new_parameter_names(self.module.unet))
+        parameters = list(self.module.unet.named_parameters())
+        return [
+            {"params": [item for name, item in parameters if name in new], "lr": 1.0},
+            {"params": [item for name, item in parameters if name not in new], "lr": self.config.inherited_rate},
+            {"params": list(self.module.text_encoder.parameters()), "lr": self.config.text_rate},
+        ]
+
+    def grid(self, step: int, fraction: float) -> Grid:
+        """The grid of a step: the same for all processes."""
+        grids = self.static_grids if fraction < self.config.static_share else self.moving_grids
+        return draw_grid(random_generator(self.config.seed, step, GRID_STREAM), grids)
+
+    def batch(self, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
+        grid = self.grid(step, fraction)
+        pool = self.static if grid.frames == 1 else self.moving
+        draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
+        chosen = draw.integers(len(pool), size=grid.batch_size).tolist()
+        last = pool.latents.shape[-3] - grid.frames
+        starts = draw.integers(last + 1, size=grid.batch_size).tolist()
+        clips = list(zip(chosen, starts, strict=True))
+        latents = torch.stack([cut(pool.latents[clip], grid, start) for clip, start in clips])
+        shares = torch.stack([cut(pool.foreground[clip], grid, start) for clip, start in clips])
+        captions = self.captions(pool.scenes[chosen].tolist(), draw)
+        batch = self.noised_batch(latents, shares, captions, self.batch_key(step, rank), fraction)
+        return batch | {"baselines": pool.baselines[chosen].to(self.device)}
+
+    def batch_images(self, batch: dict[str, torch.Tensor]) -> int:
+        axis_sizes = sizes(batch["latents"])
+        return axis_sizes["batch"] * axis_sizes["view_rows"] * axis_sizes["view_cols"] * axis_sizes["frames"]
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Unweighted denoising loss on movies of another seed, with the same noise every time."""
+        config = self.config
+        if self.held_out is None:
+            count = min(HELD_OUT, config.moving_clips)
+            request = self.request(config.held_out_seed, count, config.num_frames, 0)
+            self.held_out = render_pool(self.vae, request, config.encode_batch)
+        latents, shares, scenes = take(self.held_out, list(range(len(self.held_out))))
+        captions = held_out_captions(config, scenes)
+        losses = []
+        for index in range(len(latents)):
+            chosen = slice(index, index + 1)
+            batch = self.noised_batch(latents[chosen], shares[chosen], captions[chosen], (*HELD_OUT_KEY, index), 0.0)
+            baselines = self.held_out.baselines[chosen].to(self.device)
+            losses.append(float(self.module(**batch | {"pixel_weights": None, "baselines": baselines})))
+        return {"held_out_loss": sum(losses) / len(losses)}
+
+    def sample(self, path: Path) -> None:
+        """Two rows a movie: its views at the middle frame, and the frames of its middle view."""
+        movies = self.sample_prompts(list(PROMPTS[:SHOWN]), tuple(self.moving.latents.shape[1:]))
+        pixels = unfold(decode_images(self.vae, fold(movies, IMAGE_AXES)), IMAGE_AXES, sizes(movies))
+        axis_sizes = sizes(pixels)
+        row, col, frame = (middle_index(axis_sizes[name]) for name in ("view_rows", "view_cols", "frames"))
+        columns = max(axis_sizes["view_rows"] * axis_sizes["view_cols"], axis_sizes["frames"])
+        rows = []
+        for movie in pixels:
+            views = movie[:, :, :, frame].flatten(1, 2).transpose(0, 1)
+            frames = movie[:, row, col].transpose(0, 1)
+            for pictures in (views, frames):
+                blank = torch.ones(columns - len(pictures), *pictures.shape[1:])
+                rows.append(torch.cat([pictures, blank]))
+        write_sheet(path, torch.cat(rows), columns)
+
+    def export(self, folder: Path) -> None:
+        """A complete `StaleDiffusionPipeline` in float16."""
+        # Here and not above: of all that is trained, only this result needs the pipeline.
+        from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+
+        pipeline = StaleDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.module.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.module.unet,
+            scheduler=self.scheduler,
+        )
+        pipeline.to(dtype=torch.float16)
+        pipeline.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder / "tokenizer")

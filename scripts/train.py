@@ -1,0 +1,57 @@
+"""Trains the parts of a checkpoint, one stage after the other.
+
+    python scripts/train.py --stage all --output runs/first
+    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 scripts/train.py --stage image --output ...
+
+Stages: autoencoder, text, image, movie, or all. Each leaves its result in OUTPUT/<stage> and its checkpoints, samples
+and logs in OUTPUT/<stage>_run.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diffusers_stale.training.config import PRESETS, STAGES, with_changes
+from diffusers_stale.training.loop import LaunchError
+from diffusers_stale.training.stages import train_stage
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", required=True, choices=[*STAGES, "all"])
+    parser.add_argument("--output", required=True, type=Path, help="the run folder")
+    parser.add_argument("--preset", default="barnyard", choices=list(PRESETS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="field=... or stage.field=...")
+    parser.add_argument("--max-seconds", type=float, help="of each stage; annealed over them")
+    parser.add_argument("--max-steps", type=int, help="of each stage")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    for stage in STAGES[:-1]:
+        parser.add_argument(f"--{stage}", type=Path, help=f"a trained {stage} stage, instead of OUTPUT/{stage}")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    stages = STAGES if arguments.stage == "all" else (arguments.stage,)
+    # An explicit budget takes the place of the preset's other one.
+    changes = []
+    if arguments.max_seconds is not None:
+        changes += [f"max_seconds={arguments.max_seconds}", f"max_steps={arguments.max_steps or 'none'}"]
+    elif arguments.max_steps is not None:
+        changes += [f"max_steps={arguments.max_steps}", "max_seconds=none"]
+    parents = {stage: path for stage in STAGES[:-1] if (path := getattr(arguments, stage)) is not None}
+    try:
+        config = with_changes(PRESETS[arguments.preset], [*changes, *arguments.set], stages)
+        for stage in stages:
+            train_stage(stage, config, arguments.output, arguments.resume, parents)
+    except (ValueError, FileNotFoundError, LaunchError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
