@@ -1,4 +1,4 @@
-"""Builds the untrained parts of a checkpoint from a stage's configuration, and encodes captions for training.
+"""Builds the untrained parts of a checkpoint from a stage's configuration.
 
 Sizes are the configuration's; the classes are Stable Diffusion's, so that everything around them works.
 """
@@ -90,16 +90,3 @@ def build_unet(config: ImageConfig, latent_channels: int, latent_size: int, text
         addition_embed_type="text",
         addition_embed_type_num_heads=config.attention_heads,
     )
-
-
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """Token ids of `captions`, padded and cut to the tokenizer's length; shape `(captions, tokens)`."""
-    tokens = tokenizer(
-        captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-    )
-    return tokens.input_ids
-
-
-def encode_tokens(text_encoder: CLIPTextModel, input_ids: torch.Tensor) -> torch.Tensor:
-    """What the UNet is told about a text: the last hidden state `(batch, tokens, channels)`, padding not masked."""
-    return text_encoder(input_ids).last_hidden_state

@@ -155,8 +155,8 @@ class MovieConfig(DenoisingConfig):
     view_rows: int = 3
     view_cols: int = 3
     num_frames: int = 8
-    static_clips: int = 4000
-    moving_clips: int = 800
+    static_clips: int = 3000
+    moving_clips: int = 600
     baselines: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     static_share: float = 0.5
     static_grids: str = "3x3x1:4:5, 1x3x1:12:1, 3x1x1:12:1, 1x1x1:32:1, 1x1x8:4:1"

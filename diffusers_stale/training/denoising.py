@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffusers_stale.data.captions import caption_of
 from diffusers_stale.data.scenes import random_generator, sample_scene
 from diffusers_stale.scheduling_stale import StaleScheduler
-from diffusers_stale.training.components import encode_tokens, tokenize
+from diffusers_stale.text_encoding import encode_tokens, tokenize
 from diffusers_stale.training.config import DenoisingConfig
 from diffusers_stale.training.latents import LatentPool
 from diffusers_stale.training.losses import denoising_loss

@@ -13,7 +13,8 @@ from transformers import CLIPTextModel
 
 from diffusers_stale.data.captions import caption_of, describe
 from diffusers_stale.data.scenes import ATTRIBUTE_VALUES, random_generator, sample_scene, scene_attributes
-from diffusers_stale.training.components import build_text_encoder, tokenize
+from diffusers_stale.text_encoding import tokenize
+from diffusers_stale.training.components import build_text_encoder
 from diffusers_stale.training.config import TextConfig
 from diffusers_stale.training.vocabulary import build_tokenizer, save_tokenizer
 
