@@ -1,6 +1,7 @@
 """Inflation: a 2D UNet becomes a 5D UNet that, until it is trained, treats every view and frame as its parent did.
 
 Spatial weights move over by name and every one is accounted for; time and view layers are added with outputs of zero.
+An AnimateDiff motion adapter may fill the time layers: then every view is the movie that its `UNetMotionModel` makes.
 """
 
 import inspect
@@ -8,9 +9,9 @@ from itertools import chain
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import MotionAdapter, UNet2DConditionModel
 
-from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable
+from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable, of_levels
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
 
@@ -25,15 +26,20 @@ NEW_OPTIONS = tuple(
 """Options of the new layers: what `inflate_unet2d` takes besides the 2D UNet."""
 
 
-def inflate_unet2d(unet2d: UNet2DConditionModel, **new_layer_options: Any) -> StaleUNet5DConditionModel:
+def inflate_unet2d(
+    unet2d: UNet2DConditionModel, motion_adapter: MotionAdapter | None = None, **new_layer_options: Any
+) -> StaleUNet5DConditionModel:
     """The 5D UNet that `unet2d` grows into.
 
-    Its output equals the parent's for every view and frame, until new layers are trained. No second copy of weights is
+    Its output equals the parent's for every view and frame, until new layers are trained; with a `motion_adapter` it
+    equals, for every view, that of `UNetMotionModel.from_unet2d(unet2d, motion_adapter)`. No second copy of weights is
     made: both networks hold the same tensors, so training the 5D UNet changes its parent; inflate a `copy.deepcopy` of
     the parent where it is needed unchanged.
 
     Args:
         unet2d: any 2D UNet of the Stable Diffusion family, without adapters (fuse or unload LoRAs first).
+        motion_adapter: AnimateDiff's, for this kind of UNet; its weights are copied, and it decides on all options of
+            time layers. Where it has none in the middle block (versions 2 and 3), the one there stays at zero output.
         new_layer_options: among `NEW_OPTIONS`; see `StaleUNet5DConditionModel`.
 
     Returns:
@@ -41,7 +47,7 @@ def inflate_unet2d(unet2d: UNet2DConditionModel, **new_layer_options: Any) -> St
 
     Raises:
         ValueError: for something else than a 2D UNet, for blocks or options that cannot be inflated, for options that
-            new layers do not have, and for weights that are left over or lacking.
+            new layers do not have, for weights that are left over or lacking, and for an adapter that does not fit.
     """
     if not isinstance(unet2d, UNet2DConditionModel):
         raise ValueError(f"`unet2d` must be a diffusers.UNet2DConditionModel, got {type(unet2d).__name__}; load one.")
@@ -50,12 +56,16 @@ def inflate_unet2d(unet2d: UNet2DConditionModel, **new_layer_options: Any) -> St
         raise ValueError(f"New layers have the options {', '.join(NEW_OPTIONS)}, got {', '.join(unknown)}.")
     spatial_config = {key: unet2d.config[key] for key in SPATIAL_KEYS}
     check_inflatable(spatial_config)
+    if motion_adapter is not None:
+        new_layer_options = with_adapter_options(motion_adapter, spatial_config, new_layer_options)
     with torch.device("meta"):
         unet = StaleUNet5DConditionModel(**spatial_config, **new_layer_options)
     move_weights(unet2d, unet)
     unet.add_new_layers()
     for module in new_modules(unet):
         module.to(device=unet2d.device, dtype=unet2d.dtype)
+    if motion_adapter is not None:
+        load_motion_adapter(unet, motion_adapter)
     return unet.train(unet2d.training)
 
 
@@ -69,6 +79,76 @@ def move_weights(unet2d: UNet2DConditionModel, unet: StaleUNet5DConditionModel) 
         raise ValueError(
             "Every weight of `unet2d` must have its place in the 5D UNet, and every place its weight; left over: "
             f"{left_over or 'none'}, lacking: {sorted({*missing, *empty}) or 'none'}; fuse or unload adapters first."
+        )
+
+
+def with_adapter_options(
+    motion_adapter: MotionAdapter, spatial_config: dict[str, Any], new_layer_options: dict[str, Any]
+) -> dict[str, Any]:
+    """`new_layer_options` with those of time layers as `motion_adapter` has them.
+
+    Raises `ValueError` for an adapter of another layout than the 2D UNet of `spatial_config`, for one whose layers are
+    of a kind that ours are not, and for options that it decides on.
+    """
+    if not isinstance(motion_adapter, MotionAdapter):
+        raise ValueError(
+            f"`motion_adapter` must be a diffusers.MotionAdapter, got {type(motion_adapter).__name__}; load one."
+        )
+    config, levels = motion_adapter.config, len(spatial_config["block_out_channels"])
+    # Each must have these values for every block.
+    wanted = {
+        "block_out_channels": spatial_config["block_out_channels"],
+        "motion_layers_per_block": of_levels("layers_per_block", spatial_config["layers_per_block"], levels),
+        "motion_transformer_layers_per_block": (1,) * levels,
+        "motion_num_attention_heads": of_levels("heads", config.motion_num_attention_heads, levels)[:1] * levels,
+        "motion_mid_block_layers_per_block": (1,) * levels,
+        "motion_transformer_layers_per_mid_block": (1,) * levels,
+        "conv_in_channels": (None,) * levels,
+    }
+    for key, expected in wanted.items():
+        value = config[key]
+        found = tuple(value) if isinstance(value, (list, tuple)) and len(value) > 1 else one_for_all(value, levels)
+        if found != tuple(expected):
+            raise ValueError(
+                f"`motion_adapter` must have {key}={tuple(expected)} to fit this UNet's time layers, got {value!r}; "
+                "take an adapter made for this kind of UNet (AnimateDiff v1 to v3 for Stable Diffusion 1.5)."
+            )
+    decided = {
+        "time_layers": True,
+        "time_attention_heads": wanted["motion_num_attention_heads"][0],
+        "time_max_frames": config.motion_max_seq_length,
+        "time_double_self_attention": True,
+        "time_activation_fn": "geglu",
+        "time_norm_num_groups": config.motion_norm_num_groups,
+    }
+    clashing = sorted(set(decided) & set(new_layer_options))
+    if clashing:
+        raise ValueError(f"`motion_adapter` decides on {', '.join(decided)}; leave out {', '.join(clashing)}.")
+    return new_layer_options | decided
+
+
+def one_for_all(value: Any, levels: int) -> tuple:
+    """A single `value`, or a list of one, for each of `levels`."""
+    return (value[0] if isinstance(value, (list, tuple)) else value,) * levels
+
+
+def load_motion_adapter(unet: StaleUNet5DConditionModel, motion_adapter: MotionAdapter) -> None:
+    """Copies the weights of `motion_adapter` into the time layers of `unet`, which must have its options.
+
+    Raises `ValueError` unless every weight has its place, and every time layer (save the middle block's, where the
+    adapter has none) its weights.
+    """
+    missing, left_over = unet.load_state_dict(motion_adapter.state_dict(), strict=False)
+    without_middle = motion_adapter.mid_block is None
+    lacking = [
+        name
+        for name in missing
+        if "motion_modules" in name.split(".") and not (without_middle and name.startswith("mid_block."))
+    ]
+    if lacking or left_over:
+        raise ValueError(
+            "Every weight of `motion_adapter` must have its place in the UNet, and every time layer its weights; left "
+            f"over: {left_over or 'none'}, lacking: {lacking or 'none'}; take an adapter made for this kind of UNet."
         )
 
 

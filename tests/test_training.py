@@ -15,8 +15,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.data.captions import caption_of
 from diffusers_stale.data.scenes import sample_scene
+from diffusers_stale.text_encoding import tokenize
 from diffusers_stale.training.checkpoints import Checkpoint, checkpoint_folders, load_checkpoint, save_checkpoint
-from diffusers_stale.training.components import build_autoencoder, standardize_latents, tokenize
+from diffusers_stale.training.components import build_autoencoder, standardize_latents
 from diffusers_stale.training.config import PRESETS, STAGES, TrainingConfig, with_changes
 from diffusers_stale.training.grids import cut, parse_grids
 from diffusers_stale.training.latents import PoolRequest, cached_pool, render_clip, render_pool

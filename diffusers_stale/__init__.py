@@ -1,0 +1,35 @@
+"""Text to light-field movies with diffusers. Importing this makes every class of ours loadable by diffusers.
+
+`ModelMixin`, `SchedulerMixin` and `DiffusionPipeline` are names here because diffusers looks for them; see
+`registration.py`.
+"""
+
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+
+from diffusers_stale.checkpoints import checkpoint_path
+from diffusers_stale.inflation import inflate_unet2d
+from diffusers_stale.light_field import CameraGrid, LightField
+from diffusers_stale.pipeline_output import StaleDiffusionPipelineOutput
+from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.registration import register
+from diffusers_stale.scheduling_stale import StaleScheduler
+from diffusers_stale.unet_stale import StaleUNet5DConditionModel
+from diffusers_stale.version import __version__
+
+
+__all__ = [
+    "CameraGrid",
+    "DiffusionPipeline",
+    "LightField",
+    "ModelMixin",
+    "SchedulerMixin",
+    "StaleDiffusionPipeline",
+    "StaleDiffusionPipelineOutput",
+    "StaleScheduler",
+    "StaleUNet5DConditionModel",
+    "__version__",
+    "checkpoint_path",
+    "inflate_unet2d",
+]
+
+register()

@@ -1,0 +1,165 @@
+"""How much memory a movie will take, and how much there is: so that a request that cannot succeed is refused early.
+
+An estimate, not a measurement: within a factor of about two of what was measured (see the constants).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+UNET_COPIES = 9
+"""Tensors as large as the UNet's widest that live at once, beside its skips. Measured on a CPU (rise of
+the resident set, inflated UNets of 64-128-192 and of 80-160-320-320 channels, 16 to 800 images of 16x16 to 64x64): 5
+to 12."""
+
+DECODER_COPIES = 5
+"""Tensors as large as the decoder's widest that live at once. Measured likewise (decoders of
+32-64-64 and of 32-64-128-128 channels, 2 to 16 images): 3.3 to 5.5."""
+
+PIXEL_BYTES = 12
+"""Bytes for each colour value of the finished movie: float32, a copy in a caller's layout, and work on it."""
+
+CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Where a container's memory limit and use stand, in bytes: Linux control groups of version 2 and 1."""
+
+MEMINFO = Path("/proc/meminfo")
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes beyond the weights: for `denoising`, for `decoding` afterwards, and for the finished `pixels`."""
+
+    denoising: int
+    decoding: int
+    pixels: int
+
+    def peak(self, device: torch.device) -> int:
+        """Bytes needed on `device`: pixels are collected on the CPU, and so count there only."""
+        pixels = self.pixels if device.type == "cpu" else 0
+        return max(self.denoising, self.decoding + pixels)
+
+
+def estimate_memory(
+    unet_config: dict[str, Any],
+    vae_config: dict[str, Any],
+    latent_shape: tuple[int, ...],
+    *,
+    guided: bool,
+    decode_chunk_size: int,
+    tokens: int = 77,
+    itemsize: int = 4,
+) -> MemoryEstimate:
+    """Memory that the pipeline needs beside its weights.
+
+    Args:
+        unet_config, vae_config: configurations of a `StaleUNet5DConditionModel` and an `AutoencoderKL`.
+        latent_shape: `(batch, channels, view_rows, view_cols, frames, height, width)`.
+        guided: whether each movie is predicted twice, with and without text.
+        decode_chunk_size: images that are decoded at once.
+        tokens: length of a text.
+        itemsize: bytes of a value in the network's dtype.
+    """
+    movies, channels, view_rows, view_cols, frames, height, width = latent_shape
+    images = movies * view_rows * view_cols * frames
+    predicted = images * (2 if guided else 1)
+    latents = 5 * images * channels * height * width * 4
+    text = tokens * unet_text_channels(unet_config)
+    unet = predicted * itemsize * (unet_values(unet_config, height, width) + text)
+    factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    decoder = min(decode_chunk_size, images) * itemsize * decoder_values(vae_config, height * width)
+    pixels = images * 3 * height * width * factor**2 * PIXEL_BYTES
+    return MemoryEstimate(denoising=unet + latents, decoding=decoder + latents, pixels=pixels)
+
+
+def unet_values(config: dict[str, Any], height: int, width: int) -> int:
+    """Values that live at once while the UNet predicts one image: its skips, and copies of its widest tensor."""
+    channels = config["block_out_channels"]
+    layers = config["layers_per_block"]
+    layers = [layers] * len(channels) if isinstance(layers, int) else layers
+    pixels = [-(-height // 2**level) * -(-width // 2**level) for level in range(len(channels))]
+    skips = channels[0] * pixels[0]
+    for level, count in enumerate(channels):
+        skips += layers[level] * count * pixels[level] + count * pixels[min(level + 1, len(channels) - 1)]
+    below = (*channels[1:], channels[-1])
+    widest = max(area * (count + deeper) for area, count, deeper in zip(pixels, channels, below, strict=True))
+    return skips + UNET_COPIES * widest
+
+
+def unet_text_channels(config: dict[str, Any]) -> int:
+    """Channels of the text as cross-attention sees it; the largest, where blocks differ."""
+    size = config["cross_attention_dim"]
+    return size if isinstance(size, int) else max(size)
+
+
+def decoder_values(config: dict[str, Any], latent_pixels: int) -> int:
+    """Values that live at once while the autoencoder decodes one image: copies of its widest tensor."""
+    channels = config["block_out_channels"]
+    # Channels from the highest resolution down; each level's input still has the channels of the level below.
+    sizes = [
+        max(channels[level : level + 2]) * latent_pixels * 4 ** (len(channels) - 1 - level)
+        for level in range(len(channels))
+    ]
+    return DECODER_COPIES * max(sizes)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on `device`; None where there is no telling."""
+    if device.type == "cuda":
+        unused_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused_by_torch
+    return free_host_memory() if device.type == "cpu" else None
+
+
+def free_host_memory() -> int | None:
+    """Bytes that this process can still get from the machine or its container; None where there is no telling."""
+    known = [free for free in (machine_memory(), *container_memory()) if free is not None]
+    return min(known) if known else None
+
+
+def machine_memory() -> int | None:
+    """What Linux calls available: free, or in use by caches only. Elsewhere free pages, or None."""
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def container_memory() -> list[int]:
+    """Bytes below the limit of each control group that has one; file caches that can be dropped count as free."""
+    found = []
+    for folder, limit_file, used_file in CGROUPS:
+        try:
+            limit, used = (folder / limit_file).read_text().strip(), int((folder / used_file).read_text())
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except OSError:
+            continue
+        if limit != "max":
+            found.append(max(int(limit) - used + int(statistics.get("inactive_file", 0)), 0))
+    return found
+
+
+def check_memory(estimate: MemoryEstimate, device: torch.device) -> None:
+    """Raises `ValueError` with the estimate and remedies where `device`, or the host for pixels, has too little."""
+    needs = {device: estimate.peak(device)}
+    if device.type != "cpu":
+        needs[torch.device("cpu")] = estimate.pixels
+    for where, need in needs.items():
+        free = free_memory(where)
+        if free is not None and need > free:
+            raise ValueError(
+                f"The request needs about {need / GIB:.1f} GiB of memory on {where}, and {free / GIB:.1f} GiB are "
+                "free; ask for fewer views or frames, a smaller size or one movie at a time, load the pipeline in a "
+                "smaller dtype, or pass `force=True` to try all the same."
+            )

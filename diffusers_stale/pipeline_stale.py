@@ -1,0 +1,500 @@
+"""`StaleDiffusionPipeline`: a sentence in, a light-field movie out.
+
+Nearest relative: diffusers' `AnimateDiffPipeline`. Unlike it, a movie has two view axes beside time, its pixels are
+decoded in chunks and collected on the CPU, and what comes out is a `LightField` that knows its cameras and its origin.
+
+This file wires text encoder, UNet, scheduler and autoencoder together. Noise mathematics is the scheduler's, text
+encoding `text_encoding.py`'s, and what a caller may ask is checked in `pipeline_checks.py` and `memory.py`.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, MotionAdapter
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.utils import USE_PEFT_BACKEND
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffusers_stale.axes import IMAGE_AXES, axis_index, check_count, check_light_field, fold, sizes, unfold
+from diffusers_stale.light_field import CameraGrid, LightField
+from diffusers_stale.memory import check_memory, estimate_memory
+from diffusers_stale.pipeline_checks import (
+    check_callback_inputs,
+    check_choice,
+    check_finite,
+    check_generator,
+    check_latents,
+    check_network,
+    check_number,
+    check_prompts,
+    check_schedule,
+    check_size,
+    text_channels,
+)
+from diffusers_stale.pipeline_output import (
+    Generators,
+    StaleDiffusionPipelineOutput,
+    checkpoint_name,
+    light_fields,
+    origins,
+)
+from diffusers_stale.scheduling_stale import StaleScheduler
+from diffusers_stale.stable_diffusion import load_parts
+from diffusers_stale.text_encoding import check_texts, encode_tokens, tokenize, warn_of_cuts
+from diffusers_stale.unet_stale import StaleUNet5DConditionModel
+
+
+OutputType = Literal["light_field", "pt", "np", "latent"]
+Callback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+
+
+class StaleDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
+    """Text to light-field movie.
+
+    Args:
+        vae: between pixels and latents, one frame of one view at a time.
+        text_encoder: its last hidden state is what the UNet is told.
+        tokenizer: of the text encoder.
+        unet: predicts what the scheduler asks for.
+        scheduler: a `StaleScheduler`, or any scheduler of diffusers with the UNet's `prediction_type`.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: StaleUNet5DConditionModel,
+        scheduler: StaleScheduler,
+    ):
+        super().__init__()
+        loaded_in_half = text_encoder is not None and text_encoder.dtype == torch.float16
+        if loaded_in_half and unet is not None and unet.dtype == torch.float32:
+            # Where no dtype is asked for, transformers keeps that of the file and diffusers takes float32. All parts
+            # must agree, so that a checkpoint makes the same movies from memory and from its half-precision file.
+            text_encoder.float()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
+
+    @classmethod
+    def from_stable_diffusion(
+        cls,
+        path_or_repo: str | Path,
+        motion_adapter: MotionAdapter | str | Path | None = None,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        new_layer_options: dict[str, Any] | None = None,
+    ) -> "StaleDiffusionPipeline":
+        """A pipeline whose UNet is inflated from a Stable Diffusion 1 or 2 checkpoint: same picture in every view.
+
+        Args:
+            path_or_repo: folder or Hub id with the subfolders `vae, text_encoder, tokenizer, unet, scheduler`.
+            motion_adapter: an AnimateDiff motion adapter, or the folder or Hub id of one, for the time layers.
+            torch_dtype: of the weights; None for float32.
+            variant: of the weight files, such as `"fp16"`.
+            revision, token, cache_dir, local_files_only: as everywhere on the Hub.
+            new_layer_options: of view and time layers; see `inflation.inflate_unet2d`.
+
+        Raises:
+            ValueError: for a folder that lacks one of these parts, and for networks that need more than a text.
+        """
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        dtype = torch_dtype or torch.float32
+        return cls(**load_parts(path_or_repo, motion_adapter, dtype, variant, hub, new_layer_options or {}))
+
+    @property
+    def guidance_scale(self) -> float:
+        """Strength of guidance; may be changed from a callback through `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether each movie is predicted twice, with its prompt and with its negative prompt."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of denoising steps of the current or last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether to skip all further steps; set from a callback through `_interrupt`."""
+        return self._interrupt
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels to a latent pixel, along height and along width."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, where None stands for the size that the UNet was trained for."""
+        trained = self.unet.config.sample_size
+        if trained is None and (height is None or width is None):
+            raise ValueError(
+                "`height` and `width` must be given, got None: this UNet's config states no `sample_size`."
+            )
+        trained = trained if isinstance(trained, (list, tuple)) else (trained, trained)
+        given = zip((height, width), trained, strict=True)
+        return tuple(size * self.vae_scale_factor if value is None else value for value, size in given)
+
+    def check_inputs(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        view_rows: int,
+        view_cols: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        num_videos_per_prompt: int = 1,
+        generator: Generators = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> tuple[int, tuple[int, ...]]:
+        """Checks texts and sizes before anything is allocated; raises `ValueError` saying expected, got, remedy.
+
+        Returns:
+            The number of prompts, and the shape of the latents, `(batch, channels, view_rows, view_cols, frames,
+            latent height, latent width)`.
+        """
+        config = self.unet.config
+        check_network(config, self.vae.config.latent_channels)
+        prompts = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, text_channels(config))
+        check_count("view_rows", view_rows)
+        check_count("view_cols", view_cols)
+        check_count("num_frames", num_frames, config.time_max_frames if any(config.time_layers) else None)
+        check_count("num_videos_per_prompt", num_videos_per_prompt)
+        factor = self.vae_scale_factor
+        check_size("height", height, factor)
+        check_size("width", width, factor)
+        movies = prompts * num_videos_per_prompt
+        check_generator(generator, movies)
+        grid = (view_rows, view_cols, num_frames)
+        shape = (movies, config.in_channels, *grid, height // factor, width // factor)
+        if latents is not None:
+            check_latents(latents, shape)
+        return prompts, shape
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | None = None,
+        num_videos_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        lora_scale: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the UNet is told, each of shape `(prompts * num_videos_per_prompt, tokens, channels)`.
+
+        The second is that of negative prompts (empty ones, where none are given); None without guidance.
+        """
+        device = device or self._execution_device
+        lora_scale = lora_scale if USE_PEFT_BACKEND else None
+        if lora_scale is not None:
+            # Read by diffusers' LoRA loader.
+            self._lora_scale = lora_scale
+            scale_lora_layers(self.text_encoder, lora_scale)
+        try:
+            if prompt_embeds is None:
+                prompt_embeds = self.encode_texts("prompt", check_texts("prompt", prompt), device)
+            if do_classifier_free_guidance and negative_prompt_embeds is None:
+                negatives = check_texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+                negatives = negatives * len(prompt_embeds) if len(negatives) == 1 else negatives
+                negative_prompt_embeds = self.encode_texts("negative_prompt", negatives, device)
+        finally:
+            if lora_scale is not None:
+                unscale_lora_layers(self.text_encoder, lora_scale)
+        texts = (prompt_embeds, negative_prompt_embeds if do_classifier_free_guidance else None)
+        return tuple(
+            None if text is None else text.to(device, self.unet.dtype).repeat_interleave(num_videos_per_prompt, dim=0)
+            for text in texts
+        )
+
+    def encode_texts(self, name: str, texts: list[str], device: torch.device) -> torch.Tensor:
+        """Embeddings of `texts`, `(texts, tokens, channels)`; logs what was too long, as the argument `name`."""
+        words = self.tokenizer.added_tokens_encoder
+        if any(f"{word}_1" in words for word in words):
+            # Textual inversions of several vectors, which diffusers numbers.
+            texts = self.maybe_convert_prompt(texts, self.tokenizer)
+        warn_of_cuts(self.tokenizer, name, texts)
+        return encode_tokens(self.text_encoder, tokenize(self.tokenizer, texts).to(device))
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The noise to begin with: independent in every view and frame; given `latents` as they are, scaled alike."""
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        return latents.to(device, dtype) * self.scheduler.init_noise_sigma
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int = 16) -> torch.Tensor:
+        """Pixels in [-1, 1], float32, on the CPU.
+
+        At most `decode_chunk_size` images of all views and frames are on the device at once.
+
+        Args:
+            latents: `(batch, channels, view_rows, view_cols, frames, latent height, latent width)`.
+            decode_chunk_size: number of images.
+
+        Returns:
+            `(batch, 3, view_rows, view_cols, frames, height, width)`.
+
+        Raises:
+            FloatingPointError: where the autoencoder makes NaN or infinity.
+        """
+        check_count("decode_chunk_size", decode_chunk_size)
+        axis_sizes = sizes(check_light_field(latents, "latents"))
+        config, factor = self.vae.config, self.vae_scale_factor
+        images = fold(latents, IMAGE_AXES)
+        images = images / config.scaling_factor + (config.shift_factor or 0.0)
+        height, width = axis_sizes["height"] * factor, axis_sizes["width"] * factor
+        pixels = torch.empty(len(images), config.out_channels, height, width)
+        chunks = zip(pixels.split(decode_chunk_size), images.split(decode_chunk_size), strict=True)
+        for target, chunk in chunks:
+            target.copy_(self.vae.decode(chunk.to(self.vae.dtype)).sample)
+        if not torch.isfinite(pixels).all():
+            raise FloatingPointError(
+                f"Decoded pixels must be finite, got NaN or infinity from the autoencoder in {self.vae.dtype}; run it "
+                "in float32: pipeline.vae.to(torch.float32)."
+            )
+        return unfold(pixels.clamp_(-1.0, 1.0), IMAGE_AXES, axis_sizes)
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: torch.device, timesteps: list | None, sigmas: list | None
+    ) -> torch.Tensor:
+        """Tells the scheduler how to go; returns its timesteps.
+
+        Raises `ValueError` for both `timesteps` and `sigmas`, and for one that this scheduler does not take.
+        """
+        own = check_schedule(self.scheduler, timesteps, sigmas)
+        if own:
+            self.scheduler.set_timesteps(**own, device=device)
+        else:
+            check_count("num_inference_steps", num_inference_steps)
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        return self.scheduler.timesteps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        view_rows: int = 3,
+        view_cols: int = 3,
+        num_frames: int = 8,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        guidance_rescale: float = 0.0,
+        baseline: float = 1.0,
+        view_spacing: float = 1.0,
+        frame_rate: float = 8.0,
+        num_videos_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: OutputType = "light_field",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature; not changed)
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        decode_chunk_size: int = 16,
+        force: bool = False,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+    ) -> StaleDiffusionPipelineOutput | tuple[list[LightField] | torch.Tensor | np.ndarray]:
+        """Makes a movie for each prompt.
+
+        Args:
+            prompt: one text or several; empty for anything. Text beyond the tokenizer's length is cut, with a warning.
+            negative_prompt: what the movie is to be unlike; one for all, or one for each prompt.
+            view_rows, view_cols: cameras of the grid, downward and to the right.
+            num_frames: moments in time.
+            height, width: pixels; None for the size that the UNet was trained for.
+            num_inference_steps: more take longer and are more exact.
+            guidance_scale: how much the text is to count; 1 (and less) is without guidance, at half the cost.
+            guidance_rescale: from 0 to 1, how far to undo what guidance does to contrast.
+            baseline: factor on the distance of all cameras, and so on disparity.
+            view_spacing: distance of neighbouring cameras in trained view steps; 0.5 for a grid twice as dense.
+            frame_rate: frames a second that the light field is to be shown at.
+            num_videos_per_prompt: movies for each prompt.
+            generator: of the noise; a list of one for each movie makes each the same as it would be alone.
+            latents: noise to begin with, `(batch, channels, view_rows, view_cols, frames, latent height and width)`.
+            prompt_embeds, negative_prompt_embeds: `(prompts, tokens, channels)`, in place of texts.
+            output_type: `"light_field"`, `"pt"`, `"np"` or `"latent"`; see `StaleDiffusionPipelineOutput`.
+            return_dict: whether to return a `StaleDiffusionPipelineOutput` instead of a tuple.
+            callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`; returns
+                those tensors that it wants to replace. `pipeline._interrupt = True` ends the run early.
+            callback_on_step_end_tensor_inputs: which tensors it gets, among `_callback_tensor_inputs`.
+            cross_attention_kwargs: for the 2D attention processors; `scale` scales LoRA layers.
+            decode_chunk_size: images that are decoded at once.
+            force: try even if memory will probably not suffice.
+            timesteps, sigmas: of sampling, in place of `num_inference_steps`, if the scheduler takes them.
+
+        Raises:
+            ValueError: for a request that is unsound, or too large for the memory that is free.
+            FloatingPointError: as soon as latents or pixels are not finite; names the step.
+        """
+        height, width = self.default_size(height, width)
+        prompts, shape = self.check_inputs(
+            prompt, negative_prompt, view_rows, view_cols, num_frames, height, width, num_videos_per_prompt, generator,
+            prompt_embeds, negative_prompt_embeds, latents,
+        )  # fmt: skip
+        check_number("guidance_scale", guidance_scale)
+        check_number("guidance_rescale", guidance_rescale, least=0.0)
+        check_number("baseline", baseline)
+        check_number("view_spacing", view_spacing, above=0.0)
+        check_number("frame_rate", frame_rate, above=0.0)
+        check_count("decode_chunk_size", decode_chunk_size)
+        check_choice("output_type", output_type, ("light_field", "pt", "np", "latent"))
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        device = self._execution_device
+        self.set_timesteps(num_inference_steps, device, timesteps, sigmas)
+        if not force:
+            self.refuse_beyond_memory(shape, decode_chunk_size, device)
+
+        texts = self.encode_prompt(
+            prompt, device, num_videos_per_prompt, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, lora_scale=(cross_attention_kwargs or {}).get("scale"),
+        )  # fmt: skip
+        noise = self.prepare_latents(shape, self.unet.dtype, device, generator, latents)
+        conditions = {
+            "view_baseline": baseline,
+            "view_spacing": view_spacing,
+            "cross_attention_kwargs": cross_attention_kwargs,
+        }
+        denoised = self.denoise(
+            noise, *texts, conditions, guidance_rescale, generator, callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+
+        movies = self.output_of(denoised, output_type, decode_chunk_size)
+        if output_type == "light_field":
+            cameras = CameraGrid(view_rows=view_rows, view_cols=view_cols, spacing=view_spacing, baseline=baseline)
+            settings = {
+                "num_inference_steps": self.num_timesteps,
+                "guidance_scale": guidance_scale,
+                "guidance_rescale": guidance_rescale,
+                "latents_given": latents is not None,
+                "checkpoint": checkpoint_name(self.config.get("_name_or_path"), self.unet.config.get("_name_or_path")),
+                "dtype": str(self.unet.dtype).removeprefix("torch."),
+            }
+            provenance = origins(len(movies), prompts, prompt, negative_prompt, generator, self.scheduler, settings)
+            movies = light_fields(movies, frame_rate, cameras, provenance)
+        self.maybe_free_model_hooks()
+        return StaleDiffusionPipelineOutput(light_fields=movies) if return_dict else (movies,)
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        negative_prompt_embeds: torch.Tensor | None,
+        conditions: dict[str, Any],
+        guidance_rescale: float,
+        generator: Generators,
+        callback: Callback | None,
+        callback_inputs: list[str],
+    ) -> torch.Tensor:
+        """Walks the scheduler's timesteps from noise to clean latents.
+
+        In callbacks, as in diffusers' own pipelines, `prompt_embeds` holds negative embeddings and, after them, those
+        of prompts while guidance is on.
+        """
+        if self.do_classifier_free_guidance:
+            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if takes_generator else {}
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:
+            for index, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    break
+                prediction = self.predict(latents, timestep, prompt_embeds, conditions, guidance_rescale)
+                latents = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+                check_finite(latents, index, self.num_timesteps, timestep)
+                if callback is not None:
+                    names = self._callback_tensor_inputs
+                    known = dict(zip(names, (latents, prompt_embeds, negative_prompt_embeds), strict=True))
+                    known |= callback(self, index, timestep, {name: known[name] for name in callback_inputs}) or {}
+                    latents, prompt_embeds, negative_prompt_embeds = (known[name] for name in names)
+                    check_finite(latents, index, self.num_timesteps, timestep)
+                progress_bar.update()
+        return latents
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        conditions: dict[str, Any],
+        guidance_rescale: float,
+    ) -> torch.Tensor:
+        """What the UNet says of `latents`, guided; of their shape."""
+        inputs = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+        inputs = self.scheduler.scale_model_input(inputs, timestep)
+        prediction = self.unet(inputs, timestep, encoder_hidden_states=prompt_embeds, **conditions).sample
+        if not self.do_classifier_free_guidance:
+            return prediction
+        without, with_text = prediction.chunk(2)
+        guided = without + self.guidance_scale * (with_text - without)
+        return rescaled(guided, with_text, guidance_rescale) if guidance_rescale else guided
+
+    def output_of(self, latents: torch.Tensor, output_type: OutputType, decode_chunk_size: int) -> Any:
+        """`latents` as `output_type` says; for light fields, pixels in [-1, 1]."""
+        if output_type == "latent":
+            return latents
+        pixels = self.decode_latents(latents, decode_chunk_size)
+        if output_type == "light_field":
+            return pixels
+        pixels = pixels.add_(1).div_(2)
+        return pixels if output_type == "pt" else pixels.movedim(axis_index("channels"), -1).numpy()
+
+    def refuse_beyond_memory(self, shape: tuple[int, ...], decode_chunk_size: int, device: torch.device) -> None:
+        """Raises `ValueError` where latents of this `shape` will probably not fit into the memory that is free."""
+        estimate = estimate_memory(
+            self.unet.config,
+            self.vae.config,
+            shape,
+            guided=self.do_classifier_free_guidance,
+            decode_chunk_size=decode_chunk_size,
+            tokens=self.tokenizer.model_max_length,
+            itemsize=self.unet.dtype.itemsize,
+        )
+        check_memory(estimate, device)
+
+
+def rescaled(guided: torch.Tensor, with_text: torch.Tensor, strength: float) -> torch.Tensor:
+    """`guided` with the deviation of the unguided prediction, as far as `strength` says (0 to 1).
+
+    "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891), equations 15 and 16.
+    """
+    axes = tuple(range(1, guided.ndim))
+    deviations = with_text.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+    return strength * guided * deviations + (1 - strength) * guided
