@@ -1,10 +1,15 @@
-"""StaleScheduler: a forward process that ends exactly in N(0, I), and its reversal in few steps.
+"""StaleScheduler: a forward process that ends exactly in N(0, I), reversed by equal entropy and with stale outputs.
 
-Nearest relative: diffusers' `DPMSolverMultistepScheduler` (DPM-Solver++ 2M, Lu et al. 2022, arXiv 2211.01095). Where
-a schedule leaves a little signal at its end, the two are equal. Unlike it, this one takes a terminal signal-to-noise
-ratio of exactly zero ("Common Diffusion Noise Schedules and Sample Steps are Flawed", Lin et al. 2023, arXiv
-2305.08891) literally, with no small number in place of zero, is also the training side's only source of noise
-mathematics, and knows flow matching as the same process in other coordinates.
+Nearest relative: diffusers' `DPMSolverMultistepScheduler`, which this equals for `stale_weights="multistep"` and a
+spacing of diffusers (it equals `DDIMScheduler` for `"none"`). What is different:
+
+1. A terminal signal-to-noise ratio of exactly zero ("Common Diffusion Noise Schedules and Sample Steps are Flawed",
+   Lin et al. 2023, arXiv 2305.08891) is taken literally, with no small number in place of zero.
+2. `timestep_spacing="entropic"`: each step gains the same information about the clean sample, by the clock of a prior
+   that knows no scale ("Entropic Time Schedulers for Generative Diffusion Models", Stancevic et al. 2025).
+3. `stale_weights="gaussian"`: clean predictions of earlier steps are old but still good. They are combined with the
+   weights that serve Gaussian data of unknown scale best, whose paths are known; see `docs/maximum_entropy.md`.
+4. It is the training side's only source of noise mathematics, and knows flow matching in other coordinates.
 
 Everything is written in terms of a noise level (alpha, sigma): `sample = alpha * clean + sigma * noise`. Variance
 preserving (`epsilon`, `v_prediction`, `sample`): alpha^2 + sigma^2 = 1. Flow (`flow_prediction`): alpha + sigma = 1.
@@ -20,12 +25,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging
 
+from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_clock
+
 
 logger = logging.get_logger(__name__)
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
-TIMESTEP_SPACINGS = ("trailing", "leading", "linspace")
+TIMESTEP_SPACINGS = ("entropic", "trailing", "leading", "linspace")
 
 FOREIGN_DEFAULTS = {
     "beta_start": 0.0001,
@@ -35,6 +42,12 @@ FOREIGN_DEFAULTS = {
     "rescale_betas_zero_snr": False,
 }
 """What diffusers' schedulers mean where their configuration does not say."""
+
+CLOCK_POINTS = 4096
+"""Quarter of the number of angles at which the clock is read."""
+
+MANY_STEPS = 12
+"""Up to so many steps two stale outputs are used, three beyond."""
 
 MAX_BETA = 0.999
 """Of `squaredcos_cap_v2`, as in Nichol and Dhariwal 2021, arXiv 2102.09672."""
@@ -56,7 +69,7 @@ class StaleSchedulerOutput(BaseOutput):
 
 
 class StaleScheduler(SchedulerMixin, ConfigMixin):
-    """Second-order multistep sampling in half-log-SNR, and the noise mathematics of training.
+    """Sampling in few steps of equal entropy, and the noise mathematics of training.
 
     Args:
         num_train_timesteps: number of noise levels of training.
@@ -66,11 +79,14 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: what the network predicts: `epsilon`, `v_prediction`, `sample`, or `flow_prediction` (noise
             minus clean sample, on the straight line between them; the betas then mean nothing).
         rescale_betas_zero_snr: shift the schedule so that nothing of the clean sample is left at its end.
-        timestep_spacing: `trailing` (begins at the very end), `leading` or `linspace`; table 2 of arXiv 2305.08891.
+        timestep_spacing: `entropic` (equal entropy; timesteps are no whole numbers), or one of diffusers': `trailing`,
+            `leading`, `linspace` (table 2 of arXiv 2305.08891).
         steps_offset: added to the timesteps of `leading`.
         flow_shift: for flows, the factor on the noise-to-signal ratio of all timesteps ("Scaling Rectified Flow
             Transformers", arXiv 2403.03206, equation 23).
-        solver_order: 2, or 1 for DDIM.
+        stale_weights: how clean predictions of earlier steps count: `gaussian` (optimal for Gaussian data of unknown
+            scale), `multistep` (DPM-Solver++ 2M) or `none` (DDIM).
+        max_stale: at most so many earlier predictions are kept for `gaussian`; None: 2 for up to 12 steps, else 3.
 
     Raises:
         ValueError: for an option that is not among those named here.
@@ -89,14 +105,17 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         trained_betas: list[float] | None = None,
         prediction_type: PredictionType = "v_prediction",
         rescale_betas_zero_snr: bool = True,
-        timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing",
+        timestep_spacing: Literal["entropic", "trailing", "leading", "linspace"] = "entropic",
         steps_offset: int = 0,
         flow_shift: float = 1.0,
-        solver_order: Literal[1, 2] = 2,
+        stale_weights: Literal["gaussian", "multistep", "none"] = "gaussian",
+        max_stale: int | None = None,
     ):
         _check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         _check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
-        _check_choice("solver_order", solver_order, (1, 2))
+        _check_choice("stale_weights", stale_weights, tuple(STALE_WEIGHTS))
+        if max_stale is not None and max_stale < 0:
+            raise ValueError(f"`max_stale` must be 0 or more, got {max_stale}; None chooses by the number of steps.")
         if trained_betas is None:
             _check_choice("beta_schedule", beta_schedule, tuple(BETA_SCHEDULES))
             betas = BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps)
@@ -121,6 +140,7 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         self._told_of_terminal_epsilon = False
         self._begin_index: int | None = None
         self._set_levels(self._spaced_timesteps(num_train_timesteps))
+        self._weights: list[np.ndarray] = []
         self.num_inference_steps: int | None = None
 
     @classmethod
@@ -133,15 +153,18 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def _is_own(cls, config: dict[str, Any]) -> bool:
         """Whether `config` is one of ours: those of schedulers that were never saved do not say their class."""
-        return config.get("_class_name", cls.__name__) == cls.__name__ and cls._get_init_keys(cls) <= {"self", *config}
+        if "_class_name" in config:
+            return config["_class_name"] == cls.__name__
+        return cls._get_init_keys(cls) <= {"self", *config}
 
     @classmethod
     def _translated(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """A foreign `config` with all that it leaves unsaid, or says by other names."""
+        """A foreign `config` with all that it leaves unsaid, or says by other names; steps are ours to space."""
         name = str(config.get("_class_name", ""))
         translated = FOREIGN_DEFAULTS | {key: value for key, value in config.items() if key != "_use_default_values"}
         if name.startswith("FlowMatch") or {"shift", "base_shift"} <= config.keys():
             translated |= {"prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
+        translated.pop("timestep_spacing", None)
         return translated
 
     @property
@@ -193,6 +216,8 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
     def _spaced_timesteps(self, steps: int) -> np.ndarray:
         """`steps` descending timesteps of training, as `timestep_spacing` says."""
         count = self.config.num_train_timesteps
+        if self.config.timestep_spacing == "entropic":
+            return self._entropic_timesteps(steps)
         if self.is_flow:
             times = np.linspace(1.0, 1.0 / steps, steps)
             shift = self.config.flow_shift
@@ -203,6 +228,20 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
             spaced = np.arange(steps)[::-1] * (count // steps) + self.config.steps_offset
             return np.minimum(spaced, count - 1)
         return np.linspace(0, count - 1, steps).round()[::-1]
+
+    def _entropic_timesteps(self, steps: int) -> np.ndarray:
+        """`steps` timesteps between which the entropic clock advances alike, from the end of the process on."""
+        start, end = (np.pi / 2, 0.0) if self.is_flow else (self._angles[-1], self._angles[0])
+        shift = self.config.flow_shift if self.is_flow else 1.0
+        angles = np.linspace(start, 0.0, 4 * CLOCK_POINTS)
+        times = entropic_clock(angles, shift)
+        last = min(times[0] + (1.0 - times[0]) * (steps - 1) / steps, float(np.interp(-end, -angles, times)))
+        chosen = np.interp(np.linspace(times[0], last, steps), times, angles)
+        chosen[0] = start
+        if self.is_flow:
+            # In the ratio of noise to signal s, flow time is s / (1 + s).
+            return np.sin(chosen) / (np.sin(chosen) + np.cos(chosen)) * self.config.num_train_timesteps
+        return np.interp(chosen, self._angles, np.arange(len(self._angles)))
 
     def set_timesteps(
         self,
@@ -235,6 +274,9 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"`timesteps` must descend, got {timesteps}; sort them and leave out doubles.")
             self.noise_levels(torch.from_numpy(spaced))
         self._set_levels(spaced)
+        most = self.config.max_stale
+        most = (2 if len(spaced) <= MANY_STEPS else 3) if most is None else most
+        self._weights = STALE_WEIGHTS[self.config.stale_weights](self._alphas, self._sigmas, most)
         self.timesteps = self.timesteps.to(device)
         self.num_inference_steps = len(spaced)
         self._begin_index = None
@@ -244,14 +286,14 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         self._alphas, self._sigmas = np.append(alphas, 1.0), np.append(sigmas, 0.0)
         with np.errstate(divide="ignore"):
             ratios = self._sigmas / self._alphas
-            self._half_log_snr = -np.log(ratios)
         self.sigmas = torch.from_numpy(self._sigmas if self.is_flow else ratios).float()
         """Noise-to-signal ratios (for flows, sigma), one more than `timesteps`; infinite at zero terminal SNR."""
         dtype = torch.float32 if self.is_flow else torch.int64
         whole = (timesteps == np.round(timesteps)).all()
         self.timesteps = torch.from_numpy(timesteps.copy()).to(dtype if whole else torch.float32)
         self._step_index: int | None = None
-        self._stale_clean: torch.Tensor | None = None
+        self._clean: list[torch.Tensor] = []
+        """Clean predictions, the newest first."""
 
     # ---- sampling ----------------------------------------------------------------------------------------------
 
@@ -300,25 +342,16 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         clean = self.clean_prediction(model_output.float(), current, self._alphas[index], self._sigmas[index])
         alpha, sigma = self._alphas[index], self._sigmas[index]
         next_alpha, next_sigma = self._alphas[index + 1], self._sigmas[index + 1]
-        # DPM-Solver++ (arXiv 2211.01095), equation 14 and algorithm 2, with exp(-h) written out as a ratio of noise
-        # levels: finite where h is not.
+        # Exact for a clean prediction that stays as it is (arXiv 2211.01095, equation 9, with exp(-h) written out as a
+        # ratio of noise levels: finite where h is not).
+        weights = self._weights[index]
+        self._clean = [clean, *self._clean][: len(self._weights[min(index + 1, len(self._weights) - 1)])]
         shrink = next_sigma / sigma
-        following = shrink * current + (next_alpha - alpha * shrink) * self._extrapolated(clean, index)
-        self._stale_clean = clean
+        combined = sum(float(weight) * stale for weight, stale in zip(weights, self._clean, strict=False))
+        following = shrink * current + (next_alpha - alpha * shrink) * combined
         self._step_index = index + 1
         following, clean = following.to(model_output.dtype), clean.to(model_output.dtype)
         return StaleSchedulerOutput(following, clean) if return_dict else (following, clean)
-
-    def _extrapolated(self, clean: torch.Tensor, index: int) -> torch.Tensor:
-        """The clean prediction half a step ahead, by the stale one: the slope times h / (2 * previous h)."""
-        if self._stale_clean is None or self.config.solver_order == 1:
-            return clean
-        before, now, after = self._half_log_snr[index - 1 : index + 2]
-        # Towards zero noise h is infinite and what counts is the clean prediction itself; after a start from pure
-        # noise the previous h is infinite, and the weight of what was seen there is zero.
-        if np.isinf(after) or np.isinf(before):
-            return clean
-        return clean + float((after - now) / (2.0 * (now - before))) * (clean - self._stale_clean)
 
     def clean_prediction(
         self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float
