@@ -52,7 +52,8 @@ def test_the_far_sky_moves_with_the_camera_and_the_near_fence_against_it() -> No
     scene = next(s for s in (sample_scene(0, i) for i in range(99)) if s.fence and s.time_of_day == "day")
     clip = render_scene(scene, 1, 3, 1)
     sky, fence = clip.disparity[0, 1, 0, 0, 0], clip.disparity[0, 1, 0, 59, :].max()
-    assert sky == pytest.approx(scene.far_disparity, abs=1e-5) and sky < 0
+    assert sky == pytest.approx(scene.far_disparity, abs=1e-5)
+    assert sky < 0
     assert 1.4 < fence < 2.2
     middle, right = clip.pixels[:, 0, 1, 0], clip.pixels[:, 0, 2, 0]
     near = slice(54, 62)
@@ -76,7 +77,9 @@ def test_any_grid_and_size_and_what_the_values_are() -> None:
     clip = render_scene(sample_scene(0, 0), 1, 2, 3, 48, 80)
     assert clip.pixels.shape == (3, 1, 2, 3, 48, 80)
     assert clip.disparity.shape == clip.foreground.shape == (1, 2, 3, 48, 80)
-    assert clip.pixels.min() >= -1 and clip.pixels.max() <= 1 and clip.foreground.any()
+    assert clip.pixels.min() >= -1
+    assert clip.pixels.max() <= 1
+    assert clip.foreground.any()
 
 
 def test_a_larger_picture_is_the_same_picture() -> None:
@@ -128,7 +131,10 @@ def test_night_is_bright_enough_to_tell_colors() -> None:
 
 
 WORDS = {
-    "time_of_day": {value: [re.sub(r"^(at|in|by|on|under) ", "", p) for p in options] for value, options in captions.TIMES.items()},
+    "time_of_day": {
+        value: [re.sub(r"^(at|in|by|on|under) ", "", phrase) for phrase in options]
+        for value, options in captions.TIMES.items()
+    },
     "color": captions.ADJECTIVES,
     "kind": {kind: [form for forms in options for form in forms] for kind, options in captions.NOUNS.items()},
     "direction": {"left": ["left"], "right": ["right"]},
@@ -153,7 +159,8 @@ def test_no_caption_is_wrong(index: int) -> None:
             assert any(re.search(rf"\b{word}(ward)?\b", text) for word in lexicon[truth[name]]), (caption.text, name)
     barn_word = re.search(r"barn painted (\w+)", text) or re.search(r"(\w+) barn", text)
     if barn_word and "no barn" not in text:
-        assert scene.barn is not None and scene.barn.color in barn_word.groups()
+        assert scene.barn is not None
+        assert scene.barn.color in barn_word.groups()
     if "fence" in text:
         assert ("without" in text or "no fence" in text) == (not scene.fence)
     if "out of" in text:

@@ -10,6 +10,9 @@ import numpy as np
 from diffusers_stale.data.scenes import Animal
 
 
+Point = tuple[float, float]
+Color = tuple[int, int, int]
+
 COAT_COLORS = {
     "brown": (134, 78, 34),
     "black": (34, 31, 40),
@@ -113,12 +116,14 @@ class _Sketch:
     def __init__(self) -> None:
         self.rows: list[tuple[float, ...]] = []
 
-    def limb(self, start, end, radius, color, taper: float | None = None, alpha: float = 1.0) -> None:
+    def limb(
+        self, start: Point, end: Point, radius: float, color: Color, taper: float | None = None, alpha: float = 1.0
+    ) -> None:
         """A capsule from `start` to `end`; `radius` at the start and `taper` (or the same) at the end."""
         end_radius = radius if taper is None else taper
         self.rows.append((*start, *end, radius, end_radius, *(channel / 255 for channel in color), alpha))
 
-    def spot(self, center, radius, color, alpha: float = 1.0) -> None:
+    def spot(self, center: Point, radius: float, color: Color, alpha: float = 1.0) -> None:
         self.limb(center, (center[0] + 0.05, center[1]), radius, color, alpha=alpha)
 
     def capsules(self) -> Capsules:

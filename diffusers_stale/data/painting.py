@@ -19,8 +19,8 @@ from diffusers_stale.data.scenes import UNITS
 class Cameras:
     """A planar grid of cameras over one picture size.
 
-    `columns`, `rows`: pixel centres in scene units, `(width,)` and `(height,)`; `horizontal`, `vertical`: signed camera
-    positions in view steps, `(view_cols,)` and `(view_rows,)`; `scale`: pixels per unit.
+    `columns`, `rows`: pixel centres in scene units, `(width,)` and `(height,)`; `horizontal`, `vertical`: signed
+    camera positions in view steps, `(view_cols,)` and `(view_rows,)`; `scale`: pixels per unit.
     """
 
     columns: np.ndarray
@@ -65,7 +65,8 @@ class Cameras:
 
 class Canvas:
     """Colours, coverage and disparity of all views: `rgb (view_rows, view_cols, height, width, 3)` in [0, 1],
-    premultiplied by `alpha (view_rows, view_cols, height, width)`; `disparity` in units, of the nearest opaque shape."""
+    premultiplied by `alpha (view_rows, view_cols, height, width)`; `disparity` in units, of the nearest opaque shape.
+    """
 
     def __init__(self, cameras: Cameras) -> None:
         self.cameras = cameras

@@ -1,6 +1,6 @@
 """Frames a second of the barnyard renderer on one core, against the floor of 1,000 that training needs.
 
-    python scripts/benchmarks/renderer.py
+python scripts/benchmarks/renderer.py
 """
 
 import argparse
@@ -34,7 +34,9 @@ def main() -> None:
     for grid in GRIDS:
         rate = frames_per_second(grid, arguments.size, arguments.seconds)
         label = "x".join(str(count) for count in grid)
-        print(f"{label:>8} at {arguments.size} px: {rate:7.0f} frames/s, {rate / REQUIRED_FRAMES_PER_SECOND:.2f} of the floor")
+        print(
+            f"{label:>8} at {arguments.size} px: {rate:7.0f} frames/s, {rate / REQUIRED_FRAMES_PER_SECOND:.2f} x floor"
+        )
 
 
 if __name__ == "__main__":
