@@ -1,0 +1,1 @@
+"""How well movies do what their prompts ask: alignment, parallax, motion, and the reports that say so."""
