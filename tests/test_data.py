@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_stale.data import captions
-from diffusers_stale.data.captions import caption_of, describe
+from diffusers_stale.data.captions import caption_of, describe, mirrored
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import ATTRIBUTE_VALUES, sample_scene, scene_attributes
 
@@ -186,3 +186,13 @@ def test_all_attribute_values_occur() -> None:
 def test_bad_arguments_are_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match="must be"):
         render_scene(sample_scene(0, 0), **arguments)
+
+
+def test_a_mirrored_caption_says_the_other_side_and_nothing_else():
+    assert mirrored("a pig walks to the left by a barn") == "a pig walks to the right by a barn"
+    assert mirrored("a cow stepping out rightward") == "a cow stepping out leftward"
+    assert mirrored("on a bright day a horse stands") == "on a bright day a horse stands"
+    for index in range(200):
+        caption = describe(sample_scene(4, index), 4, index)
+        assert (mirrored(caption.text) != caption.text) == ("direction" in caption.stated)
+        assert mirrored(mirrored(caption.text)) == caption.text

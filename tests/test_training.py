@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +16,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.data.captions import caption_of
 from diffusers_stale.data.scenes import sample_scene
+from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import tokenize
 from diffusers_stale.training.checkpoints import Checkpoint, checkpoint_folders, load_checkpoint, save_checkpoint
-from diffusers_stale.training.components import build_autoencoder, standardize_latents
+from diffusers_stale.training.components import build_autoencoder, build_text_encoder, standardize_latents
 from diffusers_stale.training.config import PRESETS, STAGES, TrainingConfig, with_changes
+from diffusers_stale.training.denoising import DenoisingTask
 from diffusers_stale.training.grids import cut, parse_grids
 from diffusers_stale.training.latents import PoolRequest, cached_pool, render_clip, render_pool
 from diffusers_stale.training.loop import SCHEDULES, LaunchError, MovingAverage, make_accelerator, rate_factor
-from diffusers_stale.training.losses import LOSSES, denoising_loss, gradient_difference, peak_signal_to_noise
+from diffusers_stale.training.losses import LOSSES, cr_hinge, gradient_difference, peak_signal_to_noise, sample_errors
 from diffusers_stale.training.stage_text import corpus
 from diffusers_stale.training.stages import train_stage
 from diffusers_stale.training.vocabulary import CRYING_JOY, build_tokenizer, save_tokenizer
@@ -240,14 +243,49 @@ def test_the_moving_average_is_put_in_and_taken_out():
 def test_losses_are_zero_for_the_truth_and_weights_do_what_they_say(kind: str):
     target = torch.randn(2, 4, 3, 3, 2, 8, 8)
     wrong = target + torch.randn_like(target)
-    assert denoising_loss(target, target, kind).item() == 0
-    plain = denoising_loss(wrong, target, kind)
-    even = denoising_loss(wrong, target, kind, torch.ones(2), torch.full((2, 1, 3, 3, 2, 8, 8), 7.0))
-    torch.testing.assert_close(plain, even)
+    assert not sample_errors(target, target, kind).any()
+    plain = sample_errors(wrong, target, kind)
+    assert plain.shape == (2,)
+    assert (plain > 0).all()
+    torch.testing.assert_close(sample_errors(wrong[1:], target[1:], kind), plain[1:])
     only_first = torch.zeros(2, 1, 3, 3, 2, 8, 8)
     only_first[0] = 1
-    first = denoising_loss(wrong, target, kind, pixel_weights=only_first)
-    torch.testing.assert_close(first, denoising_loss(wrong[:1], target[:1], kind))
+    torch.testing.assert_close(sample_errors(wrong, target, kind, only_first), plain * torch.tensor([1.0, 0.0]))
+
+
+def test_the_hinge_rests_where_the_true_caption_wins_by_its_margin():
+    true, wrong = torch.tensor([1.0, 1.0, 1.0], requires_grad=True), torch.tensor([1.3, 1.1, 0.9])
+    hinge = cr_hinge(true, wrong, margin=0.2)
+    torch.testing.assert_close(hinge, torch.tensor([0.0, 0.1, 0.3]))
+    hinge.sum().backward()
+    assert true.grad[0] == 0
+    assert (true.grad[1:] > 0).all()
+
+
+class Reader(torch.nn.Module):
+    """Stands in for a UNet: predicts the mean of the text, so that captions matter."""
+
+    def forward(self, sample: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> SimpleNamespace:
+        mean = text.mean(dim=(1, 2)).reshape(-1, *[1] * (sample.ndim - 1))
+        return SimpleNamespace(sample=mean.expand_as(sample))
+
+
+def test_wrong_captions_pay_in_training_and_where_it_is_noisy(tokenizer: CLIPTokenizer):
+    config = replace(SMOKE.image, hinge_weight=0.5, hinge_from=0.5)
+    parts = (Reader(), build_text_encoder(SMOKE.text, tokenizer), tokenizer, build_autoencoder(SMOKE.autoencoder))
+    task = DenoisingTask(config, *parts, StaleScheduler(), torch.device("cpu"))
+    latents, shares = torch.randn(16, 4, 8, 8), torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
+    batch = task.noised_batch(latents, shares, ["a cow facing left"] * 15 + ["a cow"], (1, 2), 0.0)
+    noisy = [index for index in range(15) if batch["timesteps"][index] >= 500]
+    assert batch["wrong_samples"].tolist() == noisy
+    assert torch.equal(batch["wrong_ids"], tokenize(tokenizer, ["a cow facing right"] * len(noisy)))
+    without = {name: batch[name] for name in batch if not name.startswith("wrong")}
+    task.module.eval()
+    assert torch.equal(task.module(**batch), task.module(**without))
+    task.module.train()
+    assert task.module(**batch) > task.module(**without)
+    switched_off = DenoisingTask(replace(config, hinge_weight=0.0), *parts, StaleScheduler(), torch.device("cpu"))
+    assert "wrong_ids" not in switched_off.noised_batch(latents, shares, ["a cow facing left"] * 16, (1, 2), 0.0)
 
 
 def test_picture_errors():

@@ -3,6 +3,7 @@
 A caption may leave things out; it never says what is not so. Nothing here makes pixels.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,7 @@ NO_BARN = ("in an open field", "in a field", "with no barn")
 FENCES = ("behind a fence", "behind a wooden fence", "with a fence", "by a fence")
 NO_FENCES = ("without a fence", "with no fence")
 
+SIDES = re.compile(r"\b(left|right)(ward|)\b")
 OMISSION = {"color": 0.08, "direction": 0.12, "action": 0.10, "barn": 0.10, "fence": 0.25, "time_of_day": 0.08}
 """Probability that a caption leaves an attribute out."""
 
@@ -86,6 +88,14 @@ def describe(scene: Scene, seed: int, index: int, complete: bool = False) -> Cap
         said.add("barn")
     text = _sentence(scene, said, draw)
     return Caption(text, frozenset(said))
+
+
+def mirrored(caption: str) -> str:
+    """`caption` with left for right and right for left: wrong of its scene, and as close to the truth as can be.
+
+    A caption that states no direction stays as it is.
+    """
+    return SIDES.sub(lambda found: ("right" if found[1] == "left" else "left") + found[2], caption)
 
 
 def _pick(draw: np.random.Generator, options: tuple) -> object:

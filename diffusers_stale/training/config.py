@@ -105,6 +105,10 @@ class DenoisingConfig(StageConfig):
     The squared error is weighted 1 + `foreground_weight` * (share of animal in a latent pixel), normalised to mean 1;
     the extra weight falls to zero over the last `foreground_anneal` of the run. The text encoder learns at
     `text_rate` times the learning rate. `caption_dropout` of the captions are replaced by the empty one, for guidance.
+
+    With a `hinge_weight`, captions that state a direction must denoise better than their mirror images do, by
+    `hinge_margin` of their own error (`losses.cr_hinge`), in the noisiest part of the process, from `hinge_from` of
+    its timesteps on: there the direction cannot be seen and has to be read.
     """
 
     loss: str = "mse"
@@ -113,6 +117,9 @@ class DenoisingConfig(StageConfig):
     foreground_anneal: float = 0.2
     text_rate: float = 0.3
     caption_dropout: float = 0.1
+    hinge_weight: float = 0.25
+    hinge_margin: float = 0.1
+    hinge_from: float = 0.65
     image_size: int = 64
     encode_batch: int = 64
     sample_steps: int = 20

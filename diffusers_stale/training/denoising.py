@@ -9,13 +9,13 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffusers_stale.data.captions import caption_of
+from diffusers_stale.data.captions import caption_of, mirrored
 from diffusers_stale.data.scenes import random_generator, sample_scene
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import encode_tokens, tokenize
 from diffusers_stale.training.config import DenoisingConfig
 from diffusers_stale.training.latents import LatentPool
-from diffusers_stale.training.losses import denoising_loss
+from diffusers_stale.training.losses import cr_hinge, sample_errors
 from diffusers_stale.training.samples import sample_latents
 
 
@@ -47,19 +47,37 @@ class DenoisingModule(nn.Module):
         input_ids: torch.Tensor,
         pixel_weights: torch.Tensor | None = None,
         baselines: torch.Tensor | None = None,
+        wrong_ids: torch.Tensor | None = None,
+        wrong_samples: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss; `latents` `(batch, channels, ..., height, width)`, `baselines` `(batch,)` for the 5D UNet only."""
-        scheduler = self.scheduler
+        """The loss.
+
+        Args:
+            latents, noise: `(batch, channels, ..., height, width)`.
+            timesteps: `(batch,)`.
+            input_ids: captions, `(batch, tokens)`.
+            pixel_weights: `(batch, 1, ..., height, width)`.
+            baselines: `(batch,)`, for the 5D UNet only.
+            wrong_ids: wrong captions of the samples numbered `wrong_samples`, for the hinge; in training only.
+        """
+        config, scheduler = self.config, self.scheduler
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        conditions = {} if baselines is None else {"view_baseline": baselines}
-        prediction = self.predict(noisy, timesteps, encode_tokens(self.text_encoder, input_ids), **conditions)
-        return denoising_loss(
-            prediction,
-            scheduler.training_target(latents, noise, timesteps),
-            self.config.loss,
-            scheduler.loss_weights(timesteps, self.config.loss_weighting),
-            pixel_weights,
-        )
+        target = scheduler.training_target(latents, noise, timesteps)
+        pixel_weights = torch.ones_like(latents[:, :1]) if pixel_weights is None else pixel_weights
+        pixel_weights = pixel_weights / pixel_weights.mean()
+
+        def errors(ids: torch.Tensor, chosen: torch.Tensor | slice) -> torch.Tensor:
+            conditions = {} if baselines is None else {"view_baseline": baselines[chosen]}
+            text = encode_tokens(self.text_encoder, ids)
+            prediction = self.predict(noisy[chosen], timesteps[chosen], text, **conditions)
+            return sample_errors(prediction, target[chosen], config.loss, pixel_weights[chosen])
+
+        true_errors = errors(input_ids, slice(None))
+        loss = (true_errors * scheduler.loss_weights(timesteps, config.loss_weighting)).mean()
+        if self.training and wrong_samples is not None and len(wrong_samples) > 0:
+            hinge = cr_hinge(true_errors[wrong_samples], errors(wrong_ids, wrong_samples), config.hinge_margin)
+            loss = loss + config.hinge_weight * hinge.sum() / len(latents)
+        return loss
 
 
 class DenoisingTask:
@@ -95,13 +113,30 @@ class DenoisingTask:
         """A batch for the module; noise and timesteps follow from the integers in `key`."""
         generator = torch.Generator().manual_seed(int(random_generator(*key).integers(2**62)))
         latents = latents.float()
-        return {
-            "latents": latents.to(self.device),
-            "noise": torch.randn(latents.shape, generator=generator).to(self.device),
-            "timesteps": self.scheduler.sample_training_timesteps(len(latents), generator).to(self.device),
-            "input_ids": tokenize(self.tokenizer, captions).to(self.device),
-            "pixel_weights": self.pixel_weights(shares, fraction).to(self.device),
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = self.scheduler.sample_training_timesteps(len(latents), generator)
+        batch = {
+            "latents": latents,
+            "noise": noise,
+            "timesteps": timesteps,
+            "input_ids": tokenize(self.tokenizer, captions),
+            "pixel_weights": self.pixel_weights(shares, fraction),
         }
+        batch |= self.wrong_captions(captions, timesteps)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def wrong_captions(self, captions: list[str], timesteps: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mirror images of the captions that state a direction, at the noise levels where the hinge counts."""
+        first = self.config.hinge_from * self.scheduler.config.num_train_timesteps
+        chosen = [
+            index
+            for index, caption in enumerate(captions)
+            if self.config.hinge_weight > 0 and float(timesteps[index]) >= first and mirrored(caption) != caption
+        ]
+        if not chosen:
+            return {}
+        wrong = tokenize(self.tokenizer, [mirrored(captions[index]) for index in chosen])
+        return {"wrong_ids": wrong, "wrong_samples": torch.tensor(chosen)}
 
     def pixel_weights(self, shares: torch.Tensor, fraction: float) -> torch.Tensor:
         """Weight of every latent pixel when `fraction` of the run is over; `shares` are uint8."""

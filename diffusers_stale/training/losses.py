@@ -20,27 +20,28 @@ def huber(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return functional.huber_loss(prediction, target, reduction="none", delta=HUBER_WIDTH) / HUBER_WIDTH
 
 
-def denoising_loss(
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    kind: str = "mse",
-    sample_weights: torch.Tensor | None = None,
-    pixel_weights: torch.Tensor | None = None,
+def sample_errors(
+    prediction: torch.Tensor, target: torch.Tensor, kind: str = "mse", pixel_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Weighted mean error of what a network predicts, in float32.
+    """Weighted mean error of what a network predicts for each sample, in float32, shape `(batch,)`.
 
     Args:
         prediction, target: shape `(batch, channels, ..., height, width)`.
         kind: a name in `LOSSES`.
-        sample_weights: shape `(batch,)`, as `StaleScheduler.loss_weights` gives it; not normalised here.
-        pixel_weights: `(batch, 1, ..., height, width)`; normalised to a mean of 1 over the batch.
+        pixel_weights: `(batch, 1, ..., height, width)`; not normalised here.
     """
     error = LOSSES[kind](prediction.float(), target.float())
-    if pixel_weights is not None:
-        error = error * (pixel_weights / pixel_weights.mean())
-    if sample_weights is not None:
-        error = error * sample_weights.reshape(-1, *[1] * (error.ndim - 1))
-    return error.mean()
+    weighted = error if pixel_weights is None else error * pixel_weights
+    return weighted.flatten(1).mean(dim=1)
+
+
+def cr_hinge(true_errors: torch.Tensor, wrong_errors: torch.Tensor, margin: float) -> torch.Tensor:
+    """How far the true caption falls short of denoising better than a wrong one, by `margin` of its own error.
+
+    max(0, margin * d(c) + d(c) - d(j)), the hinge of the Stale Diffusion paper (arXiv 2404.01079, section 3), with d
+    the denoising error under the same noise, so that all that the two captions share cancels. Shape `(batch,)`.
+    """
+    return functional.relu((1.0 + margin) * true_errors - wrong_errors)
 
 
 def gradient_difference(error: torch.Tensor) -> torch.Tensor:
