@@ -28,6 +28,7 @@ ROOM_OF_MODULE = {
     "checkpoint_checks": "hub",
     "inflation": "inflation",
     "memory": "pipeline",
+    "model_card": "hub",
     "pipeline_checks": "pipeline",
     "pipeline_output": "pipeline",
     "pipeline_stale": "pipeline",

@@ -343,3 +343,24 @@ def test_bad_input_says_what_was_expected():
     for option in ({"trained_betas": [0.1]}, {"beta_end": 1.5}, {"flow_shift": 0.0}):
         with pytest.raises(ValueError, match=r"trained_betas|flow_shift"):
             StaleScheduler(**option)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_relative_entropy_to_noise_falls_as_the_theorem_says(seed):
+    """KL(tau) <= exp(-2 tau) KL(0) along alpha = exp(-tau), on mixtures in one dimension (docs/maximum_entropy.md)."""
+    draw = np.random.default_rng(seed)
+    means, scales = draw.normal(scale=2.0, size=3), draw.uniform(0.2, 1.5, size=3)
+    grid = np.linspace(-20.0, 20.0, 40001)
+    log_noise = -0.5 * grid**2 - 0.5 * math.log(2 * math.pi)
+
+    def divergence(alpha: float) -> float:
+        spreads = np.sqrt(alpha**2 * scales**2 + 1 - alpha**2)[:, None]
+        parts = np.exp(-0.5 * ((grid - alpha * means[:, None]) / spreads) ** 2) / (spreads * math.sqrt(2 * math.pi))
+        density = parts.mean(axis=0)
+        safe = np.log(np.maximum(density, 1e-300))
+        return float((density * (safe - log_noise)).sum() * (grid[1] - grid[0]))
+
+    first = divergence(1.0)
+    for time in (0.1, 0.5, 1.0, 2.0, 4.0):
+        assert divergence(math.exp(-time)) + 1e-12 >= 0
+        assert divergence(math.exp(-time)) <= math.exp(-2 * time) * first + 1e-9

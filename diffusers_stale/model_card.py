@@ -1,0 +1,119 @@
+"""The card of a checkpoint: what it is made of, what made it, and how well it does, from reports and never by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers_stale.hub import describe_checkpoint
+
+
+HEADER = """\
+---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-video
+language: en
+tags:
+  - light-field
+  - multi-view
+  - text-to-video
+  - diffusers
+  - diffusers_stale
+---
+"""
+
+STAGES = ("autoencoder", "text", "image", "movie")
+REPORT = "training_report.json"
+
+
+def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:
+    """The training report of every stage in a run folder; raises `FileNotFoundError` naming one that is missing."""
+    reports = {}
+    for stage in STAGES:
+        path = run_folder / stage / REPORT
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: train all stages first (scripts/train.py --stage all).")
+        reports[stage] = json.loads(path.read_text())
+    return reports
+
+
+def model_card(
+    name: str, about: str, folder: Path, reports: dict[str, dict[str, Any]], evaluation: dict[str, Any] | None
+) -> str:
+    """The card as Markdown with the Hub's header.
+
+    Args:
+        name: of the checkpoint.
+        about: Markdown that only a person can write: what it is for, and its limits.
+        folder: the checkpoint.
+        reports: training reports by stage, as `collect_reports` gives them.
+        evaluation: what `scripts/evaluate.py` wrote to `report.json`, or None if nothing was measured.
+    """
+    parts = [
+        f"{HEADER}\n# {name}",
+        about.strip(),
+        f"## What it is made of\n\n{_parts(folder)}",
+        f"## How it was made\n\n{_making(reports)}",
+        f"## Scores\n\n{_scores(evaluation)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _parts(folder: Path) -> str:
+    rows = [
+        [part.name, f"`{part.class_name}`", f"{part.values:,}" if part.values else "", f"{part.bytes / 1e6:.2f}"]
+        for part in describe_checkpoint(folder)
+    ]
+    return _table(["part", "class", "values", "MB"], rows)
+
+
+def _making(reports: dict[str, dict[str, Any]]) -> str:
+    """Commands, seeds, durations and machine of every stage."""
+    rows = [
+        [
+            stage,
+            str(report["steps"]),
+            f"{report['images']:,}",
+            f"{report['seconds']:.0f}",
+            f"{report['core_seconds']:.0f}",
+            str(report["processes"]),
+            str(report["seed"]),
+        ]
+        for stage, report in reports.items()
+    ]
+    table = _table(["stage", "steps", "images", "seconds", "core-seconds", "processes", "seed"], rows)
+    commands = "\n".join(command for report in reports.values() for command in report["commands"])
+    machines = sorted({_machine(report["machine"]) for report in reports.values()})
+    return (
+        f"{table}\n\nThe commands, in their order (of a stage that was resumed, all of them; stages of two processes "
+        f"ran under `torchrun --nproc_per_node 2` with `OMP_NUM_THREADS=1`):\n\n```sh\n{commands}\n```\n\n"
+        f"Machine: {'; '.join(machines)}. Data is rendered by `diffusers_stale.data` from the seed: no photographs, "
+        "no people, no scraped text."
+    )
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    where = machine["gpu"] or f"{machine['processor']}, CPU only"
+    return f"{where}, Python {machine['python']}, torch {machine['torch']}"
+
+
+def _scores(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None:
+        return "Not measured."
+    settings = evaluation["settings"]
+    grid = f"{settings['view_rows']}x{settings['view_cols']} views, {settings['frames']} frames"
+    rows = [
+        [bar["title"], f"{bar['least']:.2f}", "–" if bar["value"] is None else f"{bar['value']:.3f}",
+         "yes" if bar["met"] else "**no**"]
+        for bar in evaluation["bars"]
+    ]  # fmt: skip
+    return (
+        f"Measured by `python scripts/evaluate.py` over {settings['prompts']} held-out prompts ({grid}, "
+        f"{settings['steps']} steps, guidance {settings['guidance']}, seed {settings['seed']}), with a classifier "
+        f"trained on rendered frames; disparities are shares of those of rendered scenes.\n\n"
+        + _table(["measure", "bar", "reached", "met"], rows)
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))

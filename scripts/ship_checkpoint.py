@@ -1,0 +1,57 @@
+"""Puts a trained checkpoint where it ships from, with a card that says what made it and how it does.
+
+    python scripts/ship_checkpoint.py runs/barnyard --evaluation runs/barnyard/report
+
+Copies RUN/movie to diffusers_stale/checkpoints/NAME, with the training reports of all stages as provenance.json and
+the card as README.md; the card goes to model_card.md too.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diffusers_stale.checkpoints import ROOT as CHECKPOINTS
+from diffusers_stale.model_card import REPORT, collect_reports, model_card
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run folder, in which all stages were trained")
+    parser.add_argument("--name", default="barnyard")
+    parser.add_argument("--evaluation", type=Path, help="a folder that scripts/evaluate.py wrote")
+    parser.add_argument("--about", type=Path, default=ROOT / "docs" / "about_barnyard.md", help="text of the card")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    target = CHECKPOINTS / arguments.name
+    try:
+        reports = collect_reports(arguments.run)
+        evaluation = arguments.evaluation and json.loads((arguments.evaluation / "report.json").read_text())
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(arguments.run / "movie", target, ignore=shutil.ignore_patterns(REPORT))
+        (target / "provenance.json").write_text(json.dumps(reports, indent=1) + "\n")
+        card = model_card(arguments.name, arguments.about.read_text(), target, reports, evaluation)
+        for path in (target / "README.md", ROOT / "model_card.md"):
+            path.write_text(card)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in target.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{target}: {size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

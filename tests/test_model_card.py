@@ -1,0 +1,49 @@
+"""The card of a checkpoint says what its reports say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffusers_stale.model_card import STAGES, collect_reports, model_card
+from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+
+
+REPORT = {
+    "steps": 1234,
+    "images": 56789,
+    "seconds": 60.0,
+    "core_seconds": 99.0,
+    "processes": 2,
+    "seed": 7,
+    "commands": ["python scripts/train.py --stage first", "python scripts/train.py --stage first --resume"],
+    "machine": {"processor": "An abacus", "gpu": None, "python": "3.11", "torch": "2.13.0"},
+}
+EVALUATION = {
+    "settings": {
+        "view_rows": 3, "view_cols": 3, "frames": 8, "prompts": 64, "steps": 20, "guidance": 3.0, "seed": 0,
+    },
+    "bars": [
+        {"title": "time of day", "value": 0.987, "least": 0.95, "met": True},
+        {"title": "direction", "value": 0.5, "least": 0.8, "met": False},
+    ],
+}  # fmt: skip
+
+
+def test_a_card_tells_parts_making_and_scores(tmp_path: Path, tiny_pipeline: StaleDiffusionPipeline):
+    tiny_pipeline.save_pretrained(tmp_path)
+    card = model_card("tiny", "About it.", tmp_path, dict.fromkeys(STAGES, REPORT), EVALUATION)
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    for fact in ("`StaleUNet5DConditionModel`", "--stage first --resume", "An abacus", "1234", "56,789", "0.987"):
+        assert fact in card
+    assert "| direction | 0.80 | 0.500 | **no** |" in card
+    assert "Not measured." in model_card("tiny", "", tmp_path, {}, None)
+
+
+def test_reports_are_collected_and_a_missing_one_is_named(tmp_path: Path):
+    for stage in STAGES:
+        with pytest.raises(FileNotFoundError, match=stage):
+            collect_reports(tmp_path)
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "training_report.json").write_text(json.dumps(REPORT))
+    assert collect_reports(tmp_path)["image"]["steps"] == 1234
