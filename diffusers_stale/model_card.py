@@ -1,6 +1,7 @@
 """The card of a checkpoint: what it is made of, what made it, and how well it does, from reports and never by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def model_card(
-    name: str, about: str, folder: Path, reports: dict[str, dict[str, Any]], evaluation: dict[str, Any] | None
+    name: str, about: str, folder: Path, reports: dict[str, dict[str, Any]], evaluations: Sequence[dict[str, Any]]
 ) -> str:
     """The card as Markdown with the Hub's header.
 
@@ -47,14 +48,15 @@ def model_card(
         about: Markdown that only a person can write: what it is for, and its limits.
         folder: the checkpoint.
         reports: training reports by stage, as `collect_reports` gives them.
-        evaluation: what `scripts/evaluate.py` wrote to `report.json`, or None if nothing was measured.
+        evaluations: what runs of `scripts/evaluate.py` wrote to `report.json`: of a large model, one run may measure
+            time and another one views.
     """
     parts = [
         f"{HEADER}\n# {name}",
         about.strip(),
         f"## What it is made of\n\n{_parts(folder)}",
         f"## How it was made\n\n{_making(reports)}",
-        f"## Scores\n\n{_scores(evaluation)}",
+        "## Scores\n\n" + ("\n\n".join(map(_scores, evaluations)) or "Not measured."),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -97,16 +99,15 @@ def _machine(machine: dict[str, Any]) -> str:
     return f"{where}, Python {machine['python']}, torch {machine['torch']}"
 
 
-def _scores(evaluation: dict[str, Any] | None) -> str:
-    if evaluation is None:
-        return "Not measured."
+def _scores(evaluation: dict[str, Any]) -> str:
+    """The bars that a run could measure; of a single view it has no disparity, of a single frame no motion."""
     settings = evaluation["settings"]
     grid = f"{settings['view_rows']}x{settings['view_cols']} views, {settings['frames']} frames"
     rows = [
-        [bar["title"], f"{bar['least']:.2f}", "–" if bar["value"] is None else f"{bar['value']:.3f}",
-         "yes" if bar["met"] else "**no**"]
+        [bar["title"], f"{bar['least']:.2f}", f"{bar['value']:.3f}", "yes" if bar["met"] else "**no**"]
         for bar in evaluation["bars"]
-    ]  # fmt: skip
+        if bar["value"] is not None
+    ]
     return (
         f"Measured by `python scripts/evaluate.py` over {settings['prompts']} held-out prompts ({grid}, "
         f"{settings['steps']} steps, guidance {settings['guidance']}, seed {settings['seed']}), with a classifier "

@@ -1,6 +1,6 @@
 """Puts a trained checkpoint where it ships from, with a card that says what made it and how it does.
 
-    python scripts/ship_checkpoint.py runs/barnyard --evaluation runs/barnyard/report
+    python scripts/ship_checkpoint.py runs/barnyard --evaluation runs/barnyard/report_time runs/barnyard/report_views
 
 Copies RUN/movie to diffusers_stale/checkpoints/NAME, with the training reports of all stages as provenance.json and
 the card as README.md; the card goes to model_card.md too.
@@ -26,7 +26,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run folder, in which all stages were trained")
     parser.add_argument("--name", default="barnyard")
-    parser.add_argument("--evaluation", type=Path, help="a folder that scripts/evaluate.py wrote")
+    parser.add_argument(
+        "--evaluation", type=Path, nargs="*", default=[], help="folders that scripts/evaluate.py wrote"
+    )
     parser.add_argument("--about", type=Path, default=ROOT / "docs" / "about_barnyard.md", help="text of the card")
     return parser.parse_args()
 
@@ -36,11 +38,11 @@ def main() -> int:
     target = CHECKPOINTS / arguments.name
     try:
         reports = collect_reports(arguments.run)
-        evaluation = arguments.evaluation and json.loads((arguments.evaluation / "report.json").read_text())
+        evaluations = [json.loads((folder / "report.json").read_text()) for folder in arguments.evaluation]
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(arguments.run / "movie", target, ignore=shutil.ignore_patterns(REPORT))
         (target / "provenance.json").write_text(json.dumps(reports, indent=1) + "\n")
-        card = model_card(arguments.name, arguments.about.read_text(), target, reports, evaluation)
+        card = model_card(arguments.name, arguments.about.read_text(), target, reports, evaluations)
         for path in (target / "README.md", ROOT / "model_card.md"):
             path.write_text(card)
     except (OSError, ValueError) as error:

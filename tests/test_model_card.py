@@ -26,18 +26,20 @@ EVALUATION = {
     "bars": [
         {"title": "time of day", "value": 0.987, "least": 0.95, "met": True},
         {"title": "direction", "value": 0.5, "least": 0.8, "met": False},
+        {"title": "parallax", "value": None, "least": 0.5, "met": False},
     ],
 }  # fmt: skip
 
 
 def test_a_card_tells_parts_making_and_scores(tmp_path: Path, tiny_pipeline: StaleDiffusionPipeline):
     tiny_pipeline.save_pretrained(tmp_path)
-    card = model_card("tiny", "About it.", tmp_path, dict.fromkeys(STAGES, REPORT), EVALUATION)
+    card = model_card("tiny", "About it.", tmp_path, dict.fromkeys(STAGES, REPORT), [EVALUATION])
     assert card.startswith("---\nlicense: apache-2.0\n")
     for fact in ("`StaleUNet5DConditionModel`", "--stage first --resume", "An abacus", "1234", "56,789", "0.987"):
         assert fact in card
     assert "| direction | 0.80 | 0.500 | **no** |" in card
-    assert "Not measured." in model_card("tiny", "", tmp_path, {}, None)
+    assert "parallax" not in card
+    assert "Not measured." in model_card("tiny", "", tmp_path, {}, [])
 
 
 def test_reports_are_collected_and_a_missing_one_is_named(tmp_path: Path):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -324,4 +325,4 @@ def core_seconds() -> float:
 
 def command_line() -> str:
     """The command that started this process."""
-    return " ".join([Path(sys.executable).name, *sys.argv])
+    return shlex.join([Path(sys.executable).name, *sys.argv])
