@@ -140,7 +140,6 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         self._told_of_terminal_epsilon = False
         self._begin_index: int | None = None
         self._set_levels(self._spaced_timesteps(num_train_timesteps))
-        self._weights: list[np.ndarray] = []
         self.num_inference_steps: int | None = None
 
     @classmethod
@@ -274,9 +273,6 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"`timesteps` must descend, got {timesteps}; sort them and leave out doubles.")
             self.noise_levels(torch.from_numpy(spaced))
         self._set_levels(spaced)
-        most = self.config.max_stale
-        most = (2 if len(spaced) <= MANY_STEPS else 3) if most is None else most
-        self._weights = STALE_WEIGHTS[self.config.stale_weights](self._alphas, self._sigmas, most)
         self.timesteps = self.timesteps.to(device)
         self.num_inference_steps = len(spaced)
         self._begin_index = None
@@ -292,6 +288,8 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         whole = (timesteps == np.round(timesteps)).all()
         self.timesteps = torch.from_numpy(timesteps.copy()).to(dtype if whole else torch.float32)
         self._step_index: int | None = None
+        self._weights: list[np.ndarray] = []
+        """Of the steps that are left, once the first one is taken."""
         self._clean: list[torch.Tensor] = []
         """Clean predictions, the newest first."""
 
@@ -332,26 +330,34 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         if self.num_inference_steps is None:
             raise ValueError("`set_timesteps` must be called before `step`; choose a number of steps.")
         if self._step_index is None:
-            self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+            self._begin(self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index)
         index = self._step_index
         if index >= len(self.timesteps):
             raise ValueError(
                 f"All {len(self.timesteps)} steps have been taken; call `set_timesteps` before the next run."
             )
         current = sample.float()
-        clean = self.clean_prediction(model_output.float(), current, self._alphas[index], self._sigmas[index])
         alpha, sigma = self._alphas[index], self._sigmas[index]
+        clean = self.clean_prediction(model_output.float(), current, alpha, sigma)
         next_alpha, next_sigma = self._alphas[index + 1], self._sigmas[index + 1]
         # Exact for a clean prediction that stays as it is (arXiv 2211.01095, equation 9, with exp(-h) written out as a
         # ratio of noise levels: finite where h is not).
-        weights = self._weights[index]
-        self._clean = [clean, *self._clean][: len(self._weights[min(index + 1, len(self._weights) - 1)])]
+        weights = self._weights.pop(0)
+        self._clean = [clean, *self._clean][: len(weights)]
         shrink = next_sigma / sigma
-        combined = sum(float(weight) * stale for weight, stale in zip(weights, self._clean, strict=False))
+        combined = sum(float(weight) * stale for weight, stale in zip(weights, self._clean, strict=True))
         following = shrink * current + (next_alpha - alpha * shrink) * combined
         self._step_index = index + 1
         following, clean = following.to(model_output.dtype), clean.to(model_output.dtype)
         return StaleSchedulerOutput(following, clean) if return_dict else (following, clean)
+
+    def _begin(self, index: int) -> None:
+        """Makes `index` the first step of a run. Nothing is stale yet, so weights are those of a run from there."""
+        steps = len(self.timesteps) - index
+        most = self.config.max_stale
+        most = (2 if steps <= MANY_STEPS else 3) if most is None else most
+        self._weights = STALE_WEIGHTS[self.config.stale_weights](self._alphas[index:], self._sigmas[index:], most)
+        self._step_index = index
 
     def clean_prediction(
         self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float

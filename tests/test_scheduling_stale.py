@@ -209,6 +209,22 @@ def test_starting_in_the_middle_is_a_run_of_its_own():
         assert torch.allclose(sample, clean, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", list(STALE_WEIGHTS))
+@pytest.mark.parametrize("begin", [1, 5, 17])
+def test_from_the_middle_on_equals_a_run_over_the_remaining_timesteps(kind, begin):
+    """As image-to-image enters: there are no stale outputs yet, so weights begin anew and sum to one."""
+    start = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    whole, tail = StaleScheduler(stale_weights=kind), StaleScheduler(stale_weights=kind)
+    whole.set_timesteps(20)
+    whole.set_begin_index(begin)
+    tail.set_timesteps(timesteps=whole.timesteps[begin:].tolist())
+    sample = start
+    for timestep in whole.timesteps[begin:]:
+        sample = whole.step(torch.sin(sample), timestep, sample).prev_sample
+    expected = run(tail, lambda sample, time: torch.sin(sample), start)
+    assert torch.allclose(sample, expected, atol=1e-5)
+
+
 def test_step_computes_in_float32_and_returns_the_dtype_of_the_model_output():
     scheduler = StaleScheduler()
     scheduler.set_timesteps(4)
