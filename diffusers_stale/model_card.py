@@ -1,6 +1,5 @@
 """The card of a checkpoint: what it is made of, what made it, and how well it does, from reports and never by hand."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,6 @@ tags:
 ---
 """
 
-STAGES = ("autoencoder", "text", "image", "movie")
-REPORT = "training_report.json"
-
-
-def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:
-    """The training report of every stage in a run folder; raises `FileNotFoundError` naming one that is missing."""
-    reports = {}
-    for stage in STAGES:
-        path = run_folder / stage / REPORT
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: train all stages first (scripts/train.py --stage all).")
-        reports[stage] = json.loads(path.read_text())
-    return reports
-
 
 def model_card(
     name: str, about: str, folder: Path, reports: dict[str, dict[str, Any]], evaluations: Sequence[dict[str, Any]]
@@ -47,7 +32,7 @@ def model_card(
         name: of the checkpoint.
         about: Markdown that only a person can write: what it is for, and its limits.
         folder: the checkpoint.
-        reports: training reports by stage, as `collect_reports` gives them.
+        reports: training reports by stage, as `training.stages.collect_reports` gives them.
         evaluations: what runs of `scripts/evaluate.py` wrote to `report.json`: of a large model, one run may measure
             time and another one views.
     """

@@ -159,3 +159,12 @@ def tiny_adapter(**changes: object) -> MotionAdapter:
         "motion_max_seq_length": 6,
     }
     return with_live_outputs(MotionAdapter(**config | changes)).eval()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny networks run fastest, and alike on every machine, in one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

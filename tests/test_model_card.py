@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_stale.model_card import STAGES, collect_reports, model_card
+from diffusers_stale.model_card import model_card
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.training.config import STAGES
+from diffusers_stale.training.stages import collect_reports
 
 
 REPORT = {

@@ -26,6 +26,10 @@ from diffusers_stale.training.stage_autoencoder import AutoencoderTask
 from diffusers_stale.training.stage_text import TextTask
 
 
+REPORT = "training_report.json"
+"""What a stage leaves beside its result."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Where a stage runs: folders of exported stages by name, the folder for its own work, and the processes."""
@@ -78,7 +82,18 @@ def train_stage(
 
 def _export(task: Task, folder: Path, report: dict[str, Any]) -> None:
     task.export(folder)
-    (folder / "training_report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:
+    """The report of every stage in a run folder; raises `FileNotFoundError` naming one that is missing."""
+    reports = {}
+    for stage in STAGES:
+        path = run_folder / stage / REPORT
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: train all stages first (scripts/train.py --stage all).")
+        reports[stage] = json.loads(path.read_text())
+    return reports
 
 
 def machine() -> dict[str, Any]:
