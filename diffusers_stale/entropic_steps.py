@@ -4,20 +4,47 @@ Pure functions of noise levels (alpha, sigma), in NumPy and float64; the state o
 derivations stand in `docs/maximum_entropy.md`.
 """
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 
 
-CLOCK_SCALES = (0.06, 12.0)
+CLOCK_SCALES = (0.055, 8.9)
 """Standard deviations of data between which the prior of the entropic clock is log-uniform."""
 
-WEIGHT_SCALES = (0.15, 15.0)
-"""The same, of the prior that stale weights are made for: narrower, since what is small is seen in last steps only."""
+CLOCK_POINTS = 64
+"""Number of scales in the prior of the clock."""
 
-SCALES = 64
-"""Number of scales in a prior."""
+CLOCK_ANGLES = 16384
+"""Number of angles at which the clock is read to invert it."""
 
-LEAST_RIDGE = 1e-5
-"""Of the least-squares fit of stale weights, however many steps there are."""
+LAST_PART = 0.89
+"""Length of the last step, which leads to no noise, in entropic time, relative to the others."""
+
+GAUSSIAN_SCALES = (0.08, 6.4, 24)
+"""Of the prior of stale weights: lowest and highest standard deviation of Gaussian data, and how many between."""
+
+PAIR_DISTANCES = (0.3, 4.4, 6)
+"""Of the prior of stale weights: how far from 0 the two modes of data with a choice are."""
+
+PAIR_WIDTH = 0.055
+"""Standard deviation of each mode, relative to that."""
+
+PAIR_NOISES = (0.25, 0.6, 1.1, 1.8)
+"""Noises, in standard deviations, that paths of data with a choice begin with."""
+
+PAIR_SHARE = 0.48
+"""Weight of data with a choice, relative to Gaussian data's."""
+
+PATH_STEPS_PER_E = 12
+"""Runge-Kutta steps of exact paths for each factor e of the noise-to-signal ratio."""
+
+FIRST_RATIO = 2e-3
+"""Noise-to-signal ratio below which the clean prediction is taken for the end of a path."""
+
+MOST_STALE = 4
+"""So many clean predictions besides the newest are used, where nothing else is asked for."""
 
 
 def entropic_clock(angles: np.ndarray, shift: float = 1.0) -> np.ndarray:
@@ -26,46 +53,185 @@ def entropic_clock(angles: np.ndarray, shift: float = 1.0) -> np.ndarray:
     For Gaussian data of scale c the information gained until the noise-to-signal ratio is s, rescaled to be finite at
     both ends, is 1 - 2/pi * atan(s / c); here the mean over log-uniform c. `shift` multiplies all scales.
     """
-    scales = shift * _log_uniform(*CLOCK_SCALES)
+    scales = shift * np.geomspace(*CLOCK_SCALES, CLOCK_POINTS)
     # atan(s / c) as atan2(sin, c * cos): finite at pure noise.
     turned = np.arctan2(np.sin(angles)[:, None], scales * np.cos(angles)[:, None])
     return 1.0 - 2.0 / np.pi * turned.mean(axis=1)
 
 
-def _log_uniform(lowest: float, highest: float) -> np.ndarray:
-    return np.geomspace(lowest, highest, SCALES)
+def measured_clock(angles: np.ndarray, noise_errors: np.ndarray) -> np.ndarray:
+    """Entropic time at descending `angles`, from the mean squared error of the noise prediction measured at each.
+
+    By the I-MMSE relation that error m is the information gained per unit of log-SNR; sqrt(m (1 - m)) is the same with
+    an integral that is finite at both ends, and gives `entropic_clock` for Gaussian data. From 0 to 1.
+    """
+    errors = np.clip(noise_errors, 0.0, 1.0)
+    rates = np.sqrt(errors * (1.0 - errors)) + 1e-6
+    logs = np.log(np.tan(np.clip(angles, 1e-6, np.pi / 2 - 1e-6)))
+    gains = 0.5 * (rates[1:] + rates[:-1]) * -np.diff(logs)
+    times = np.concatenate([[0.0], np.cumsum(gains)])
+    return times / times[-1]
 
 
-def gaussian_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int) -> list[np.ndarray]:
+def check_clock(clock: dict[str, list[float]] | None) -> None:
+    """Raises `ValueError` unless `clock` is None or has descending `angles` and ascending `times`, as many."""
+    if clock is None:
+        return
+    angles, times = (np.asarray(clock.get(key, ()), dtype=np.float64) for key in ("angles", "times"))
+    fine = angles.ndim == 1 and angles.shape == times.shape and angles.size > 1
+    if (
+        not fine
+        or not np.isfinite([angles, times]).all()
+        or (np.diff(angles) >= 0).any()
+        or (np.diff(times) < 0).any()
+    ):
+        raise ValueError(
+            f"`clock` must have descending `angles` and ascending `times`, as many, got {angles.size} and "
+            f"{times.size} numbers; calibrate again, or pass None."
+        )
+
+
+def equal_steps(steps: int, angles: np.ndarray, times: np.ndarray, end: float) -> np.ndarray:
+    """`steps` descending angles, the first of `angles` and others between which a clock advances alike.
+
+    `times`: of the clock at descending `angles`, ending at the time of no noise; `end`: the angle that no step is
+    below. The last step, from the last of these angles to no noise, is `LAST_PART` as long as the others.
+    """
+    total = times[-1] - times[0]
+    last = min(total * (steps - LAST_PART) / steps, float(np.interp(-end, -angles, times)) - times[0])
+    chosen = np.interp(times[0] + np.linspace(0.0, last if steps > 1 else 0.0, steps), times, angles)
+    chosen[0] = angles[0]
+    return chosen
+
+
+def entropic_angles(steps: int, start: float, end: float, shift: float = 1.0) -> np.ndarray:
+    """`steps` descending angles, from `start` and not below `end`, of equal entropy by the uncalibrated clock."""
+    angles = np.linspace(start, 0.0, CLOCK_ANGLES)
+    return equal_steps(steps, angles, entropic_clock(angles, shift), end)
+
+
+@dataclass(frozen=True)
+class ScalarPrior:
+    """Data of one dimension, several kinds at once: 0.5 N(centre, width^2) + 0.5 N(-centre, width^2), a path of each
+    that begins with `noise`, and how much each counts. All of shape `(kinds,)`."""
+
+    centre: np.ndarray
+    width: np.ndarray
+    noise: np.ndarray
+    share: np.ndarray
+
+    def clean(self, sample: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
+        """The posterior mean of the clean sample."""
+        spread = alpha**2 * self.width**2 + sigma**2
+        gain = alpha * self.width**2 / spread
+        towards = np.tanh(np.clip(alpha * self.centre * sample / spread, -50.0, 50.0))
+        return gain * sample + (1.0 - alpha * gain) * self.centre * towards
+
+    def deviation(self, alpha: float, sigma: float) -> np.ndarray:
+        """Standard deviation of samples at a noise level."""
+        return np.sqrt(alpha**2 * (self.centre**2 + self.width**2) + sigma**2)
+
+    def paths(self, angles: np.ndarray) -> np.ndarray:
+        """Samples of the exact probability-flow paths at descending `angles`, `(len(angles), kinds)`.
+
+        dx/dangle = cos * noise prediction - sin * clean prediction, smooth at pure noise, by classical Runge-Kutta.
+        """
+        sample, here, samples = self.noise, angles[0], [self.noise]
+        for angle in angles[1:]:
+            there = max(float(angle), FIRST_RATIO)
+            factors = np.log(np.tan(min(here, 1.5)) / np.tan(min(there, 1.5)))
+            steps = max(3, int(np.ceil(PATH_STEPS_PER_E * factors)) + (8 if here > 1.5 else 0))
+            if here > 1.4 or there > 1.4:
+                between = np.linspace(here, there, steps + 1)
+            else:
+                between = np.arctan(np.geomspace(np.tan(here), np.tan(there), steps + 1))
+            for first, second in zip(between[:-1], between[1:], strict=True):
+                sample = self._runge_kutta(sample, first, second - first)
+            here = there
+            samples.append(sample if angle > 0.0 else self.clean(sample, np.cos(there), np.sin(there)))
+        return np.array(samples)
+
+    def _runge_kutta(self, sample: np.ndarray, angle: float, step: float) -> np.ndarray:
+        first = self._slope(sample, angle)
+        second = self._slope(sample + step / 2 * first, angle + step / 2)
+        third = self._slope(sample + step / 2 * second, angle + step / 2)
+        fourth = self._slope(sample + step * third, angle + step)
+        return sample + step / 6 * (first + 2 * second + 2 * third + fourth)
+
+    def _slope(self, sample: np.ndarray, angle: float) -> np.ndarray:
+        alpha, sigma = np.cos(angle), np.sin(angle)
+        clean = self.clean(sample, alpha, sigma)
+        return alpha * (sample - alpha * clean) / sigma - sigma * clean
+
+
+def stale_prior(pair_share: float) -> ScalarPrior:
+    """Data of unknown scale, Gaussian or, with a weight of `pair_share`, with a choice between two modes."""
+    scales = np.geomspace(*GAUSSIAN_SCALES)
+    centres = np.repeat(np.geomspace(*PAIR_DISTANCES), len(PAIR_NOISES))
+    noises = np.tile(PAIR_NOISES, PAIR_DISTANCES[2])
+    return ScalarPrior(
+        centre=np.concatenate([np.zeros_like(scales), centres]),
+        width=np.concatenate([scales, PAIR_WIDTH * centres]),
+        noise=np.concatenate([np.ones_like(scales), noises]),
+        share=np.concatenate(
+            [np.full(len(scales), 1.0 / len(scales)), np.full(len(centres), pair_share / len(centres))]
+        ),
+    )
+
+
+def ridge_of(steps: int) -> float:
+    """Of the least-squares fit of stale weights: few steps need more of it."""
+    return max(10.0 ** (-4.655 - 0.088 * (steps - 5)), 10.0**-9.0)
+
+
+def entropic_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
     """Weights of the newest and up to `max_stale` older clean predictions at each step, of sum 1.
 
-    Data is taken for Gaussian of a scale c that is log-uniform. Then exact paths, clean predictions and what the steps
-    so far have made of a path are known for every c, and so is the combination that would lead back to the exact path.
-    The weights are the least-squares fit of it over all c, each error relative to what it will be at the end, with a
-    little ridge that keeps the newest prediction's weight near 1.
+    For data of `stale_prior` exact paths, clean predictions and what the steps so far have made of a path are known,
+    and so is the combination that would lead back to the exact path. The weights are the least-squares fit of it over
+    the prior, each error relative to the deviation of samples, with a little ridge that keeps the newest prediction's
+    weight near 1. No network is evaluated and nothing is stored.
     """
-    scales = _log_uniform(*WEIGHT_SCALES)
-    exact = np.sqrt(np.outer(alphas**2, scales**2) + sigmas[:, None] ** 2)
-    ridge = max(10.0 ** (-1.5 - 0.3 * (len(alphas) - 6)), LEAST_RIDGE)
+    if max_stale is None:
+        max_stale = MOST_STALE
+    return list(_fitted_weights(tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, PAIR_SHARE))
+
+
+def gaussian_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
+    """As `entropic_weights`, for Gaussian data alone: worse where data has a choice, as pictures do."""
+    if max_stale is None:
+        max_stale = MOST_STALE
+    return list(_fitted_weights(tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, 0.0))
+
+
+@lru_cache(maxsize=64)
+def _fitted_weights(
+    alphas: tuple[float, ...], sigmas: tuple[float, ...], max_stale: int, pair_share: float
+) -> tuple[np.ndarray, ...]:
+    prior = stale_prior(pair_share)
+    exact = prior.paths(np.arctan2(sigmas, alphas))
+    # Paths are in the variance-preserving scale, (cos, sin) of the angle; flow matching's samples are smaller.
+    exact *= np.hypot(alphas, sigmas)[:, None]
+    ridge = ridge_of(len(alphas) - 1)
     path, predictions, weights = exact[0], [], []
     for index in range(len(alphas) - 1):
         alpha, sigma = alphas[index], sigmas[index]
-        predictions.insert(0, alpha * scales**2 / (alpha**2 * scales**2 + sigma**2) * path)
+        predictions.insert(0, prior.clean(path, alpha, sigma))
         shrink = sigmas[index + 1] / sigma
         gain = alphas[index + 1] - alpha * shrink
         wanted = (exact[index + 1] - shrink * path) / gain
         known = np.stack(predictions[: max_stale + 1], axis=1)
-        importance = gain / exact[index + 1]
+        importance = gain / prior.deviation(alphas[index + 1], sigmas[index + 1]) * np.sqrt(prior.share)
         older = (known[:, 1:] - known[:, :1]) * importance[:, None]
         missing = (wanted - known[:, 0]) * importance
         normal = older.T @ older + ridge * (importance**2).sum() * np.eye(older.shape[1])
         fitted = np.linalg.solve(normal, older.T @ missing)
         weights.append(np.concatenate([[1.0 - fitted.sum()], fitted]))
         path = shrink * path + gain * (known @ weights[-1])
-    return weights
+    return tuple(weights)
 
 
-def multistep_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int) -> list[np.ndarray]:
+def multistep_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None = 1) -> list[np.ndarray]:
     """Those of DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2): half a step beyond, linear in half-log-SNR."""
     with np.errstate(divide="ignore"):
         times = np.log(alphas) - np.log(sigmas)
@@ -78,10 +244,15 @@ def multistep_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int) ->
     return weights
 
 
-def newest_only(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int) -> list[np.ndarray]:
+def newest_only(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None = 0) -> list[np.ndarray]:
     """DDIM's: nothing stale."""
     return [np.ones(1)] * (len(alphas) - 1)
 
 
-STALE_WEIGHTS = {"gaussian": gaussian_weights, "multistep": multistep_weights, "none": newest_only}
+STALE_WEIGHTS = {
+    "entropic": entropic_weights,
+    "gaussian": gaussian_weights,
+    "multistep": multistep_weights,
+    "none": newest_only,
+}
 """Weightings of stale outputs by name: (alphas, sigmas, most stale ones) -> weights of each step, newest first."""

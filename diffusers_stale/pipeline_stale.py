@@ -7,8 +7,6 @@ This file wires text encoder, UNet, scheduler and autoencoder together. Noise ma
 encoding `text_encoding.py`'s, and what a caller may ask is checked in `pipeline_checks.py` and `memory.py`.
 """
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +20,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.axes import IMAGE_AXES, axis_index, check_count, check_light_field, fold, sizes, unfold
+from diffusers_stale.denoising import Callback, DenoisingMixin
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.memory import check_memory, estimate_memory
 from diffusers_stale.pipeline_checks import (
     check_callback_inputs,
     check_choice,
-    check_finite,
     check_generator,
     check_latents,
     check_network,
@@ -51,10 +49,11 @@ from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
 
 OutputType = Literal["light_field", "pt", "np", "latent"]
-Callback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
 
-class StaleDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin):
+class StaleDiffusionPipeline(
+    DenoisingMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+):
     """Text to light-field movie.
 
     Args:
@@ -377,6 +376,7 @@ class StaleDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, 
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
+        self.check_calibration()
         self.set_timesteps(num_inference_steps, device, timesteps, sigmas)
         if not force:
             self.refuse_beyond_memory(shape, decode_chunk_size, device)
@@ -412,60 +412,6 @@ class StaleDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, 
         self.maybe_free_model_hooks()
         return StaleDiffusionPipelineOutput(light_fields=movies) if return_dict else (movies,)
 
-    def denoise(
-        self,
-        latents: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        negative_prompt_embeds: torch.Tensor | None,
-        conditions: dict[str, Any],
-        guidance_rescale: float,
-        generator: Generators,
-        callback: Callback | None,
-        callback_inputs: list[str],
-    ) -> torch.Tensor:
-        """Walks the scheduler's timesteps from noise to clean latents.
-
-        In callbacks, as in diffusers' own pipelines, `prompt_embeds` holds negative embeddings and, after them, those
-        of prompts while guidance is on.
-        """
-        if self.do_classifier_free_guidance:
-            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": generator} if takes_generator else {}
-        with self.progress_bar(total=self.num_timesteps) as progress_bar:
-            for index, timestep in enumerate(self.scheduler.timesteps):
-                if self.interrupt:
-                    break
-                prediction = self.predict(latents, timestep, prompt_embeds, conditions, guidance_rescale)
-                latents = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-                check_finite(latents, index, self.num_timesteps, timestep)
-                if callback is not None:
-                    names = self._callback_tensor_inputs
-                    known = dict(zip(names, (latents, prompt_embeds, negative_prompt_embeds), strict=True))
-                    known |= callback(self, index, timestep, {name: known[name] for name in callback_inputs}) or {}
-                    latents, prompt_embeds, negative_prompt_embeds = (known[name] for name in names)
-                    check_finite(latents, index, self.num_timesteps, timestep)
-                progress_bar.update()
-        return latents
-
-    def predict(
-        self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        conditions: dict[str, Any],
-        guidance_rescale: float,
-    ) -> torch.Tensor:
-        """What the UNet says of `latents`, guided; of their shape."""
-        inputs = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
-        inputs = self.scheduler.scale_model_input(inputs, timestep)
-        prediction = self.unet(inputs, timestep, encoder_hidden_states=prompt_embeds, **conditions).sample
-        if not self.do_classifier_free_guidance:
-            return prediction
-        without, with_text = prediction.chunk(2)
-        guided = without + self.guidance_scale * (with_text - without)
-        return rescaled(guided, with_text, guidance_rescale) if guidance_rescale else guided
-
     def output_of(self, latents: torch.Tensor, output_type: OutputType, decode_chunk_size: int) -> Any:
         """`latents` as `output_type` says; for light fields, pixels in [-1, 1]."""
         if output_type == "latent":
@@ -488,13 +434,3 @@ class StaleDiffusionPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, 
             itemsize=self.unet.dtype.itemsize,
         )
         check_memory(estimate, device)
-
-
-def rescaled(guided: torch.Tensor, with_text: torch.Tensor, strength: float) -> torch.Tensor:
-    """`guided` with the deviation of the unguided prediction, as far as `strength` says (0 to 1).
-
-    "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891), equations 15 and 16.
-    """
-    axes = tuple(range(1, guided.ndim))
-    deviations = with_text.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
-    return strength * guided * deviations + (1 - strength) * guided

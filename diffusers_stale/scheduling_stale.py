@@ -7,14 +7,16 @@ spacing of diffusers (it equals `DDIMScheduler` for `"none"`). What is different
    Lin et al. 2023, arXiv 2305.08891) is taken literally, with no small number in place of zero.
 2. `timestep_spacing="entropic"`: each step gains the same information about the clean sample, by the clock of a prior
    that knows no scale ("Entropic Time Schedulers for Generative Diffusion Models", Stancevic et al. 2025).
-3. `stale_weights="gaussian"`: clean predictions of earlier steps are old but still good. They are combined with the
-   weights that serve Gaussian data of unknown scale best, whose paths are known; see `docs/maximum_entropy.md`.
+3. `stale_weights="entropic"`: clean predictions of earlier steps are old but still good. They are combined with the
+   weights that serve a prior of simple data of unknown scale best, whose paths are known; see
+   `docs/maximum_entropy.md`. A calibration on the network itself takes the place of the prior (`calibrate`).
 4. It is the training side's only source of noise mathematics, and knows flow matching in other coordinates.
 
 Everything is written in terms of a noise level (alpha, sigma): `sample = alpha * clean + sigma * noise`. Variance
 preserving (`epsilon`, `v_prediction`, `sample`): alpha^2 + sigma^2 = 1. Flow (`flow_prediction`): alpha + sigma = 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,8 +26,33 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging
+from diffusers.utils.torch_utils import randn_tensor
 
-from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_clock
+from diffusers_stale.calibration import Calibration, CalibrationMixin, Entry
+from diffusers_stale.entropic_steps import (
+    STALE_WEIGHTS,
+    check_clock,
+    entropic_angles,
+    equal_steps,
+    multistep_weights,
+    newest_only,
+)
+from diffusers_stale.noise_levels import (
+    BETA_SCHEDULES,
+    ContinuousProcess,
+    DiscreteProcess,
+    FlowProcess,
+    Process,
+    check_betas,
+    check_choice,
+    cumulative_alphas,
+    dynamic_shift,
+    dynamic_threshold,
+    shift_times,
+    stretch_to,
+    translated,
+)
+from diffusers_stale.training_noise import TrainingNoiseMixin
 
 
 logger = logging.get_logger(__name__)
@@ -33,27 +60,18 @@ logger = logging.get_logger(__name__)
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 TIMESTEP_SPACINGS = ("entropic", "trailing", "leading", "linspace")
+SHIFT_KINDS = ("exponential", "linear")
+TIMESTEP_TYPES = ("discrete", "continuous")
 
-FOREIGN_DEFAULTS = {
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-}
-"""What diffusers' schedulers mean where their configuration does not say."""
+SIGMA_TOLERANCE = 1e-2
+"""By so much, relatively, may custom noise-to-signal ratios exceed the process: published ones are rounded."""
 
-CLOCK_POINTS = 4096
-"""Quarter of the number of angles at which the clock is read."""
+SVD_SIGMAS = (0.002, 700.0)
+"""Ends of a `continuous` process where the configuration does not say: those of Stable Video Diffusion."""
 
-MANY_STEPS = 12
-"""Up to so many steps two stale outputs are used, three beyond."""
 
-MAX_BETA = 0.999
-"""Of `squaredcos_cap_v2`, as in Nichol and Dhariwal 2021, arXiv 2102.09672."""
-
-MIN_SNR_GAMMA = 5.0
-"""Hang et al. 2023, arXiv 2303.09556."""
+class NonFiniteOutputError(FloatingPointError, ValueError):
+    """The network has put out NaN or infinity."""
 
 
 @dataclass
@@ -68,7 +86,7 @@ class StaleSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class StaleScheduler(SchedulerMixin, ConfigMixin):
+class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, ConfigMixin):
     """Sampling in few steps of equal entropy, and the noise mathematics of training.
 
     Args:
@@ -82,14 +100,25 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: `entropic` (equal entropy; timesteps are no whole numbers), or one of diffusers': `trailing`,
             `leading`, `linspace` (table 2 of arXiv 2305.08891).
         steps_offset: added to the timesteps of `leading`.
+        timestep_type: `continuous` for Stable Video Diffusion's timesteps, a quarter of the log of noise to signal,
+            between `sigma_min` and `sigma_max`.
         flow_shift: for flows, the factor on the noise-to-signal ratio of all timesteps ("Scaling Rectified Flow
             Transformers", arXiv 2403.03206, equation 23).
-        stale_weights: how clean predictions of earlier steps count: `gaussian` (optimal for Gaussian data of unknown
-            scale), `multistep` (DPM-Solver++ 2M) or `none` (DDIM).
-        max_stale: at most so many earlier predictions are kept for `gaussian`; None: 2 for up to 12 steps, else 3.
+        use_flow_sigmas, base_shift, max_shift, base_image_seq_len, max_image_seq_len: read by flow pipelines of
+            diffusers, from here.
+        use_dynamic_shifting: the shift comes from the pipeline with each run, as `mu`; `time_shift_type` says how.
+        shift_terminal: for `trailing` flows, the noise that the last step begins with (LTX's).
+        thresholding, dynamic_thresholding_ratio, sample_max_value: Imagen's dynamic thresholding of clean predictions
+            (arXiv 2205.11487, section 2.3); for networks in pixel space.
+        clip_sample, clip_sample_range: clip clean predictions to [-range, range]; for networks in pixel space.
+        stale_weights: how clean predictions of earlier steps count: `entropic` (optimal for simple data of unknown
+            scale), `gaussian` (for Gaussian data only), `multistep` (DPM-Solver++ 2M) or `none` (DDIM).
+        max_stale: at most so many earlier predictions are kept; None: 3 or 4 without, all with a calibration.
+        clock: knots of a measured entropic clock, `angles` descending and `times` ascending; None: of the prior.
+        calibration: what `calibrate` has found; None: do without.
 
     Raises:
-        ValueError: for an option that is not among those named here.
+        ValueError: for an option that is not among those named here, and a calibration entry that does not fit.
     """
 
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
@@ -107,46 +136,69 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = True,
         timestep_spacing: Literal["entropic", "trailing", "leading", "linspace"] = "entropic",
         steps_offset: int = 0,
+        timestep_type: Literal["discrete", "continuous"] = "discrete",
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
         flow_shift: float = 1.0,
-        stale_weights: Literal["gaussian", "multistep", "none"] = "gaussian",
+        use_flow_sigmas: bool = False,
+        use_dynamic_shifting: bool = False,
+        base_shift: float | None = 0.5,
+        max_shift: float | None = 1.15,
+        base_image_seq_len: int | None = 256,
+        max_image_seq_len: int | None = 4096,
+        time_shift_type: Literal["exponential", "linear"] = "exponential",
+        shift_terminal: float | None = None,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        stale_weights: Literal["entropic", "gaussian", "multistep", "none"] = "entropic",
         max_stale: int | None = None,
+        clock: dict[str, list[float]] | None = None,
+        calibration: dict[str, Any] | None = None,
     ):
-        _check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        _check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
-        _check_choice("stale_weights", stale_weights, tuple(STALE_WEIGHTS))
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
+        check_choice("timestep_type", timestep_type, TIMESTEP_TYPES)
+        check_choice("time_shift_type", time_shift_type, SHIFT_KINDS)
+        check_choice("stale_weights", stale_weights, tuple(STALE_WEIGHTS))
         if max_stale is not None and max_stale < 0:
             raise ValueError(f"`max_stale` must be 0 or more, got {max_stale}; None chooses by the number of steps.")
+        if not flow_shift > 0:
+            raise ValueError(f"`flow_shift` must be greater than 0, got {flow_shift}; 1 shifts nothing.")
         if trained_betas is None:
-            _check_choice("beta_schedule", beta_schedule, tuple(BETA_SCHEDULES))
+            check_choice("beta_schedule", beta_schedule, tuple(BETA_SCHEDULES))
             betas = BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps)
         else:
             betas = np.asarray(trained_betas, dtype=np.float64)
-        if betas.shape != (num_train_timesteps,) or not ((betas > 0) & (betas <= 1)).all():
-            raise ValueError(
-                f"Betas must be {num_train_timesteps} numbers above 0 and at most 1, got {betas.size} between "
-                f"{betas.min()} and {betas.max()}; mend `trained_betas`, `beta_start` or `beta_end`."
-            )
-        if not flow_shift > 0:
-            raise ValueError(f"`flow_shift` must be greater than 0, got {flow_shift}; 1 shifts nothing.")
-        signal = np.cumprod(1.0 - betas)
+        check_betas(betas, num_train_timesteps)
+        signal = cumulative_alphas(betas, rescale_betas_zero_snr)
         if rescale_betas_zero_snr:
-            signal = _without_terminal_signal(signal)
             betas = 1.0 - signal / np.concatenate([[1.0], signal[:-1]])
         self.betas = torch.from_numpy(betas).float()
         self.alphas_cumprod = torch.from_numpy(signal).float()
-        # alpha = cos(angle), sigma = sin(angle): exact at both ends, and finite where log-SNR is not.
-        self._angles = np.arctan2(np.sqrt(1.0 - signal), np.sqrt(signal))
+        self.process: Process = DiscreteProcess(signal)
+        if self.is_flow:
+            self.process = FlowProcess(num_train_timesteps)
+        elif timestep_type == "continuous":
+            self.process = ContinuousProcess(sigma_min or SVD_SIGMAS[0], sigma_max or SVD_SIGMAS[1])
+        check_clock(clock)
+        self.calibration = None if calibration is None else Calibration(calibration, self.process)
+        self._calibration_fits = True
+        self.clock_shift = flow_shift if self.is_flow else 1.0
         self.init_noise_sigma = 1.0
         self._told_of_terminal_epsilon = False
         self._begin_index: int | None = None
         self._set_levels(self._spaced_timesteps(num_train_timesteps))
+        self._entry: Entry | None = None
         self.num_inference_steps: int | None = None
 
     @classmethod
     def from_config(cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As in diffusers; one of its configurations keeps its meaning where ours has other defaults."""
         if isinstance(config, dict) and not cls._is_own(config):
-            config = cls._translated(config)
+            config = translated(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod
@@ -155,16 +207,6 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         if "_class_name" in config:
             return config["_class_name"] == cls.__name__
         return cls._get_init_keys(cls) <= {"self", *config}
-
-    @classmethod
-    def _translated(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """A foreign `config` with all that it leaves unsaid, or says by other names; steps are ours to space."""
-        name = str(config.get("_class_name", ""))
-        translated = FOREIGN_DEFAULTS | {key: value for key, value in config.items() if key != "_use_default_values"}
-        if name.startswith("FlowMatch") or {"shift", "base_shift"} <= config.keys():
-            translated |= {"prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
-        translated.pop("timestep_spacing", None)
-        return translated
 
     @property
     def is_flow(self) -> bool:
@@ -178,7 +220,7 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def begin_index(self) -> int | None:
-        """Number of the first step, where a pipeline starts in the middle; set by `set_begin_index`."""
+        """Number of the first step, where a pipeline starts in the middle."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -192,35 +234,30 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
     def noise_levels(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Alpha and sigma, float32, of the shape of `timesteps`: 0 to `num_train_timesteps` - 1, for flows (0,
         `num_train_timesteps`]. Raises `ValueError` outside; between whole timesteps the angle is interpolated."""
-        count = self.config.num_train_timesteps
         numbers = timesteps.detach().double().cpu().numpy()
-        lowest, highest = (0.0, float(count)) if self.is_flow else (0.0, count - 1.0)
-        if not ((numbers >= lowest) & (numbers <= highest)).all():
+        lowest, highest = self.process.lowest, self.process.highest
+        # (timesteps are kept in float32)
+        slack = 1e-6 * (highest - lowest)
+        if not ((numbers >= lowest - slack) & (numbers <= highest + slack)).all():
             raise ValueError(
                 f"Timesteps must be between {lowest:g} and {highest:g}, got {numbers.min():g} to {numbers.max():g}; "
                 "take those of `set_timesteps` or of `sample_training_timesteps`."
             )
-        alphas, sigmas = self._levels(numbers)
-        return tuple(torch.as_tensor(part, dtype=torch.float32, device=timesteps.device) for part in (alphas, sigmas))
+        levels = self.process.levels(np.clip(numbers, lowest, highest))
+        return tuple(torch.as_tensor(part, dtype=torch.float32, device=timesteps.device) for part in levels)
 
-    def _levels(self, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.is_flow:
-            sigmas = np.asarray(timesteps, dtype=np.float64) / self.config.num_train_timesteps
-            return 1.0 - sigmas, sigmas
-        angles = np.interp(timesteps, np.arange(len(self._angles)), self._angles)
-        alphas = np.cos(angles)
-        # The cosine of a rounded right angle is 6e-17; the end of the process is exactly noise.
-        return np.where(angles >= np.pi / 2, 0.0, alphas), np.sin(angles)
+    def levels_at(self, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Alphas and sigmas at `angles`, in the scale of the process."""
+        return self.process.levels(self.process.timesteps(angles))
 
     def _spaced_timesteps(self, steps: int) -> np.ndarray:
         """`steps` descending timesteps of training, as `timestep_spacing` says."""
         count = self.config.num_train_timesteps
-        if self.config.timestep_spacing == "entropic":
-            return self._entropic_timesteps(steps)
+        if self.config.timestep_spacing == "entropic" or self.config.timestep_type == "continuous":
+            return self.process.timesteps(self._entropic_angles(steps))
         if self.is_flow:
-            times = np.linspace(1.0, 1.0 / steps, steps)
-            shift = self.config.flow_shift
-            return shift * times / (1.0 + (shift - 1.0) * times) * count
+            times = shift_times(np.linspace(1.0, 1.0 / steps, steps), self.clock_shift)
+            return stretch_to(times, self.config.shift_terminal) * count
         if self.config.timestep_spacing == "trailing":
             return np.round(np.arange(count, 0, -count / steps))[:steps] - 1
         if self.config.timestep_spacing == "leading":
@@ -228,25 +265,22 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
             return np.minimum(spaced, count - 1)
         return np.linspace(0, count - 1, steps).round()[::-1]
 
-    def _entropic_timesteps(self, steps: int) -> np.ndarray:
-        """`steps` timesteps between which the entropic clock advances alike, from the end of the process on."""
-        start, end = (np.pi / 2, 0.0) if self.is_flow else (self._angles[-1], self._angles[0])
-        shift = self.config.flow_shift if self.is_flow else 1.0
-        angles = np.linspace(start, 0.0, 4 * CLOCK_POINTS)
-        times = entropic_clock(angles, shift)
-        last = min(times[0] + (1.0 - times[0]) * (steps - 1) / steps, float(np.interp(-end, -angles, times)))
-        chosen = np.interp(np.linspace(times[0], last, steps), times, angles)
-        chosen[0] = start
-        if self.is_flow:
-            # In the ratio of noise to signal s, flow time is s / (1 + s).
-            return np.sin(chosen) / (np.sin(chosen) + np.cos(chosen)) * self.config.num_train_timesteps
-        return np.interp(chosen, self._angles, np.arange(len(self._angles)))
+    def _entropic_angles(self, steps: int) -> np.ndarray:
+        """`steps` angles between which the entropic clock advances alike, from the end of the process on."""
+        process, clock = self.process, self.config.clock
+        if clock is None or not self._calibration_fits:
+            return entropic_angles(steps, process.start, process.end, self.clock_shift)
+        angles = np.append(np.linspace(process.start, process.end, 4096), 0.0)
+        times = np.interp(-angles, -np.asarray(clock["angles"]), np.asarray(clock["times"]))
+        return equal_steps(steps, angles, times + 1e-9 * np.arange(len(times)), process.end)
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        timesteps: list[int] | list[float] | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         """Chooses the noise levels of sampling and forgets everything about earlier runs.
 
@@ -254,31 +288,66 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
             num_inference_steps: number of steps, 1 to `num_train_timesteps`.
             device: of the public `timesteps`.
             timesteps: the descending timesteps themselves, in place of a number of steps.
+            sigmas: descending noise-to-signal ratios, in place of both; for flows, flow times before they are
+                shifted. A last 0 may be there or not.
+            mu: for `use_dynamic_shifting`, the shift of this run.
 
         Raises:
-            ValueError: unless exactly one of the two is given, and in range.
+            ValueError: unless exactly one of the three is given, and in range; and without a `mu` that is needed.
         """
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("Give either `num_inference_steps` or `timesteps`, got both or neither.")
-        if timesteps is None:
-            most = self.config.num_train_timesteps
-            if isinstance(num_inference_steps, bool) or not 1 <= num_inference_steps <= most:
-                raise ValueError(
-                    f"`num_inference_steps` must be between 1 and {most}, got {num_inference_steps}; take fewer steps."
-                )
-            spaced = self._spaced_timesteps(int(num_inference_steps))
+        if sum(choice is not None for choice in (num_inference_steps, timesteps, sigmas)) != 1:
+            raise ValueError(
+                "Give one of `num_inference_steps`, `timesteps` and `sigmas`, got several or none; leave out others."
+            )
+        self._set_shift(mu)
+        self._entry = None
+        if num_inference_steps is not None:
+            spaced = self._counted_timesteps(num_inference_steps)
         else:
-            spaced = np.asarray(timesteps, dtype=np.float64)
-            if spaced.ndim != 1 or spaced.size == 0 or not (np.diff(spaced) < 0).all():
-                raise ValueError(f"`timesteps` must descend, got {timesteps}; sort them and leave out doubles.")
+            given = np.asarray(sigmas if timesteps is None else timesteps, dtype=np.float64)
+            if timesteps is None and given.ndim == 1 and given.size > 1 and given[-1] == 0.0:
+                given = given[:-1]
+            if given.ndim != 1 or given.size == 0 or not (np.diff(given) < 0).all():
+                name = "sigmas" if timesteps is None else "timesteps"
+                raise ValueError(f"`{name}` must descend, got {given.tolist()}; sort them and leave out doubles.")
+            spaced = self._timesteps_of_sigmas(given) if timesteps is None else given
             self.noise_levels(torch.from_numpy(spaced))
         self._set_levels(spaced)
         self.timesteps = self.timesteps.to(device)
         self.num_inference_steps = len(spaced)
         self._begin_index = None
 
+    def _set_shift(self, mu: float | None) -> None:
+        if self.config.use_dynamic_shifting and self.is_flow:
+            if mu is None:
+                raise ValueError(
+                    "`mu` must be given with `use_dynamic_shifting`, got None; flow pipelines compute it."
+                )
+            self.clock_shift = dynamic_shift(mu, self.config.time_shift_type)
+
+    def _counted_timesteps(self, steps: int) -> np.ndarray:
+        most = self.config.num_train_timesteps
+        if isinstance(steps, bool) or not 1 <= steps <= most:
+            raise ValueError(f"`num_inference_steps` must be between 1 and {most}, got {steps}; take fewer steps.")
+        if self.calibration is not None and self._calibration_fits:
+            self._entry = self.calibration.entries.get(int(steps))
+        return self._spaced_timesteps(int(steps)) if self._entry is None else np.asarray(self._entry.timesteps)
+
+    def _timesteps_of_sigmas(self, sigmas: np.ndarray) -> np.ndarray:
+        if self.is_flow:
+            times = stretch_to(shift_times(sigmas, self.clock_shift), self.config.shift_terminal)
+            return times * self.config.num_train_timesteps
+        highest, lowest = np.tan(self.process.start), np.tan(self.process.end)
+        if sigmas[0] > highest * (1 + SIGMA_TOLERANCE) or sigmas[-1] < lowest * (1 - SIGMA_TOLERANCE):
+            raise ValueError(
+                f"`sigmas` must be between {lowest:.4g} and {highest:.4g}, got {sigmas[-1]:.4g} to {sigmas[0]:.4g}; "
+                "take noise-to-signal ratios that the network has seen."
+            )
+        return self.process.timesteps(np.arctan(np.clip(sigmas, lowest, highest)))
+
     def _set_levels(self, timesteps: np.ndarray) -> None:
-        alphas, sigmas = self._levels(timesteps)
+        timesteps = timesteps.astype(np.float32).astype(np.float64)  # (as the network sees them)
+        alphas, sigmas = self.process.levels(timesteps)
         self._alphas, self._sigmas = np.append(alphas, 1.0), np.append(sigmas, 0.0)
         with np.errstate(divide="ignore"):
             ratios = self._sigmas / self._alphas
@@ -288,8 +357,9 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         whole = (timesteps == np.round(timesteps)).all()
         self.timesteps = torch.from_numpy(timesteps.copy()).to(dtype if whole else torch.float32)
         self._step_index: int | None = None
-        self._weights: list[np.ndarray] = []
-        """Of the steps that are left, once the first one is taken."""
+        self._first_index = 0
+        self._weights: Sequence[Sequence[float]] = []
+        """Of the steps from `_first_index` on, once the first one is taken."""
         self._clean: list[torch.Tensor] = []
         """Clean predictions, the newest first."""
 
@@ -314,6 +384,8 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
         model_output: torch.Tensor,
         timestep: torch.Tensor | float,
         sample: torch.Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> StaleSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """From the noise level at `timestep` to the next one.
@@ -322,13 +394,21 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
             model_output: what the network predicts for `sample`; any shape and dtype.
             timestep: one of `timesteps`, in their order.
             sample: of the same shape.
+            eta: 0 follows the probability flow; 1 replaces as much noise as the forward process has between the two
+                levels, which is ancestral sampling, with the weights of SDE-DPM-Solver++ 2M; between them in between.
+                The distribution at each level is the same for all.
+            generator: of the noise that `eta` asks for.
             return_dict: whether to return a `StaleSchedulerOutput` instead of a tuple of its fields.
 
         Raises:
-            ValueError: before `set_timesteps`, beyond the last step, and for a timestep that is not in `timesteps`.
+            ValueError: before `set_timesteps`, beyond the last step, for a timestep that is not in `timesteps`, and
+                for an `eta` that is not in [0, 1].
+            NonFiniteOutputError: a `ValueError` and a `FloatingPointError`, for NaN or infinity, naming the step.
         """
         if self.num_inference_steps is None:
             raise ValueError("`set_timesteps` must be called before `step`; choose a number of steps.")
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"`eta` must be between 0 and 1, got {eta}; 0 adds no noise.")
         if self._step_index is None:
             self._begin(self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index)
         index = self._step_index
@@ -337,32 +417,70 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
                 f"All {len(self.timesteps)} steps have been taken; call `set_timesteps` before the next run."
             )
         current = sample.float()
-        alpha, sigma = self._alphas[index], self._sigmas[index]
-        clean = self.clean_prediction(model_output.float(), current, alpha, sigma)
-        next_alpha, next_sigma = self._alphas[index + 1], self._sigmas[index + 1]
-        # Exact for a clean prediction that stays as it is (arXiv 2211.01095, equation 9, with exp(-h) written out as a
-        # ratio of noise levels: finite where h is not).
-        weights = self._weights.pop(0)
-        self._clean = [clean, *self._clean][: len(weights)]
-        shrink = next_sigma / sigma
-        combined = sum(float(weight) * stale for weight, stale in zip(weights, self._clean, strict=True))
-        following = shrink * current + (next_alpha - alpha * shrink) * combined
+        clean = self.clean_prediction(model_output.float(), current, self._alphas[index], self._sigmas[index])
+        following = self._advance(clean, current, index, eta, generator)
+        if not torch.isfinite(following.sum()):
+            raise NonFiniteOutputError(
+                f"Output and sample must be finite, got NaN or infinity after step {index + 1} of "
+                f"{len(self.timesteps)} (timestep {float(timestep):g}); use float32 or bfloat16, or lower guidance."
+            )
         self._step_index = index + 1
         following, clean = following.to(model_output.dtype), clean.to(model_output.dtype)
         return StaleSchedulerOutput(following, clean) if return_dict else (following, clean)
 
+    def _advance(
+        self, clean: torch.Tensor, current: torch.Tensor, index: int, eta: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The sample at the next noise level (arXiv 2211.01095, equation 9, with exp(-h) written out as a ratio of
+        noise levels: finite where h is not); exact for a clean prediction that stays as it is."""
+        number = index - self._first_index
+        self._clean = [clean, *self._clean][: self._kept]
+        weights, sample_weight = self._weights[number], self._sample_weights[number]
+        alpha, sigma, following_sigma = self._alphas[index], self._sigmas[index], self._sigmas[index + 1]
+        added = 0.0
+        if eta > 0.0:
+            weights, sample_weight = self._stochastic_weights[number], 0.0
+            # What ancestral sampling adds (arXiv 2010.02502, equation 16), for any scale of (alpha, sigma).
+            kept_signal = alpha * following_sigma / (self._alphas[index + 1] * sigma)
+            added = eta * following_sigma * np.sqrt(max(1.0 - kept_signal**2, 0.0))
+        shrink = np.sqrt(following_sigma**2 - added**2) / sigma
+        gain = self._alphas[index + 1] - alpha * shrink
+        following = current * float(shrink + sample_weight)
+        for weight, stale in zip(weights, self._clean, strict=False):
+            following.add_(stale, alpha=float(gain * weight))
+        if added > 0.0:
+            noise = randn_tensor(current.shape, generator=generator, device=current.device, dtype=current.dtype)
+            following.add_(noise, alpha=float(added))
+        return following
+
     def _begin(self, index: int) -> None:
         """Makes `index` the first step of a run. Nothing is stale yet, so weights are those of a run from there."""
-        steps = len(self.timesteps) - index
-        most = self.config.max_stale
-        most = (2 if steps <= MANY_STEPS else 3) if most is None else most
-        self._weights = STALE_WEIGHTS[self.config.stale_weights](self._alphas[index:], self._sigmas[index:], most)
-        self._step_index = index
+        alphas, sigmas = self._alphas[index:], self._sigmas[index:]
+        self._weights = STALE_WEIGHTS[self.config.stale_weights](alphas, sigmas, self.config.max_stale)
+        self._sample_weights: Sequence[float] = [0.0] * (len(alphas) - 1)
+        single = self.config.stale_weights == "none" or self.config.max_stale == 0
+        self._stochastic_weights = (newest_only if single else multistep_weights)(alphas, sigmas)
+        if self._entry is not None and index == 0:
+            self._weights, self._sample_weights = self._entry.weights, self._entry.sample_weights
+        self._kept = max(len(weights) for weights in (*self._weights, *self._stochastic_weights))
+        self._step_index = self._first_index = index
 
     def clean_prediction(
         self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float
     ) -> torch.Tensor:
-        """The clean sample that a `model_output` for `sample` at the noise level (alpha, sigma) means."""
+        """The clean sample that a `model_output` for `sample` at the noise level (alpha, sigma) means, clipped or
+        thresholded as the configuration says."""
+        clean = self._unlimited_prediction(model_output, sample, alpha, sigma)
+        if self.config.thresholding:
+            return dynamic_threshold(clean, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        if self.config.clip_sample:
+            return clean.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return clean
+
+    def _unlimited_prediction(
+        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float
+    ) -> torch.Tensor:
         kind = self.config.prediction_type
         if kind == "sample":
             return model_output
@@ -379,106 +497,3 @@ class StaleScheduler(SchedulerMixin, ConfigMixin):
                 self._told_of_terminal_epsilon = True
             return torch.zeros_like(sample)
         return (sample - sigma * model_output) / alpha
-
-    # ---- training ----------------------------------------------------------------------------------------------
-
-    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """`original_samples`, of any shape `(batch, ...)`, with `noise` at `timesteps` `(batch,)`; in their dtype."""
-        alphas, sigmas = self._levels_like(original_samples, timesteps)
-        noisy = alphas * original_samples.float() + sigmas * noise.float()
-        return noisy.to(original_samples.dtype)
-
-    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """v = alpha * noise - sigma * sample ("Progressive Distillation", arXiv 2202.00512, appendix D)."""
-        alphas, sigmas = self._levels_like(sample, timesteps)
-        return (alphas * noise.float() - sigmas * sample.float()).to(sample.dtype)
-
-    def training_target(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        """What the network is to predict for `add_noise(original_samples, noise, timesteps)`."""
-        kind = self.config.prediction_type
-        if kind == "epsilon":
-            return noise
-        if kind == "sample":
-            return original_samples
-        if kind == "flow_prediction":
-            return noise - original_samples
-        return self.get_velocity(original_samples, noise, timesteps)
-
-    def sample_training_timesteps(self, count: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """`count` random timesteps, uniform and stratified: each lies in another of `count` equal parts of the process
-        (Kingma et al. 2021, arXiv 2107.00630, appendix I.1), in random order. Shape `(count,)`, on the CPU."""
-        offsets = torch.rand(count, generator=generator, dtype=torch.float64)
-        parts = torch.randperm(count, generator=generator)
-        times = (parts + offsets) / count
-        total = self.config.num_train_timesteps
-        if not self.is_flow:
-            return (times * total).floor().long().clamp_max(total - 1)
-        shift = self.config.flow_shift
-        times = 1.0 - times
-        return (shift * times / (1.0 + (shift - 1.0) * times) * total).float()
-
-    def loss_weights(
-        self, timesteps: torch.Tensor, weighting: Literal["uniform", "min_snr"] = "uniform"
-    ) -> torch.Tensor:
-        """Weights of the squared error of `prediction_type` at `timesteps`, of their shape.
-
-        `min_snr` weighs the error of the clean sample by min(SNR, 5) (arXiv 2303.09556, section 3.4), whatever the
-        network predicts.
-        """
-        _check_choice("weighting", weighting, ("uniform", "min_snr"))
-        alphas, sigmas = self.noise_levels(timesteps)
-        if weighting == "uniform":
-            return torch.ones_like(alphas)
-        # Error of the clean sample = factor * error of the prediction; SNR * factor^2 is 1 for epsilon.
-        signal, noise = alphas.square(), sigmas.square()
-        capped = torch.minimum(signal, MIN_SNR_GAMMA * noise)  # min(SNR, gamma) * sigma^2
-        per_prediction = {
-            "epsilon": capped / signal.clamp_min(torch.finfo(torch.float32).tiny),
-            "sample": capped / noise.clamp_min(torch.finfo(torch.float32).tiny),
-            "v_prediction": capped,
-            "flow_prediction": capped,
-        }
-        weights = per_prediction[self.config.prediction_type]
-        return torch.where(signal > 0, weights, weights.new_ones(())) if self._is_epsilon() else weights
-
-    def _is_epsilon(self) -> bool:
-        return self.config.prediction_type == "epsilon"
-
-    def _levels_like(self, samples: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise levels at `timesteps`, shaped so that they broadcast over `samples`."""
-        levels = self.noise_levels(timesteps.reshape(-1))
-        return tuple(level.to(samples.device).reshape(-1, *[1] * (samples.ndim - 1)) for level in levels)
-
-
-def _without_terminal_signal(signal: np.ndarray) -> np.ndarray:
-    """Cumulative alphas whose last is exactly 0 and whose first is unchanged (arXiv 2305.08891, algorithm 1)."""
-    root = np.sqrt(signal)
-    rescaled = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    return rescaled**2
-
-
-def _check_choice(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}; choose one of them."
-        )
-
-
-def _linear(start: float, end: float, count: int) -> np.ndarray:
-    return np.linspace(start, end, count)
-
-
-def _scaled_linear(start: float, end: float, count: int) -> np.ndarray:
-    return np.linspace(start**0.5, end**0.5, count) ** 2
-
-
-def _squared_cosine(start: float, end: float, count: int) -> np.ndarray:
-    times = np.arange(count + 1) / count
-    remaining = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1.0 - remaining[1:] / remaining[:-1], MAX_BETA)
-
-
-BETA_SCHEDULES = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _squared_cosine}
-"""Noise schedules by name: (start, end, number of timesteps) -> betas."""

@@ -26,6 +26,7 @@ MAX_LINES = {"diffusers_stale": 500, "scripts": 500, "space": 500, "tests": 800}
 ROOM_OF_MODULE = {
     "__init__": "names",
     "checkpoint_checks": "hub",
+    "denoising": "pipeline",
     "inflation": "inflation",
     "memory": "pipeline",
     "model_card": "hub",
@@ -34,7 +35,10 @@ ROOM_OF_MODULE = {
     "pipeline_stale": "pipeline",
     "registration": "pipeline",
     "stable_diffusion": "pipeline",
+    "calibration": "scheduling_stale",
     "entropic_steps": "scheduling_stale",
+    "noise_levels": "scheduling_stale",
+    "training_noise": "scheduling_stale",
     "unet_config": "unet",
     "unet_layers": "unet",
     "unet_stale": "unet",

@@ -309,7 +309,7 @@ def test_stale_weights_sum_to_one_and_are_no_more_than_asked_for(kind, steps):
 
 @pytest.mark.parametrize("scale", [0.2, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("steps", [10, 20])
-def test_stale_outputs_beat_multistep_and_fresh_ones_on_gaussians(scale, steps):
+def test_stale_outputs_beat_fresh_ones_on_gaussians(scale, steps):
     predict = gaussian_denoiser(scale)
     errors = {}
     for kind in STALE_WEIGHTS:
@@ -317,10 +317,9 @@ def test_stale_outputs_beat_multistep_and_fresh_ones_on_gaussians(scale, steps):
         scheduler.set_timesteps(steps)
         end = run(scheduler, lambda x, t, s=scheduler: predict(s, x, t), torch.ones(1, 1)).item()
         errors[kind] = abs(end - scale) / scale
-    assert errors["gaussian"] < {10: 0.05, 20: 0.01}[steps]
-    assert errors["gaussian"] < 0.5 * errors["none"]
-    # With ten steps the ridge, there for data that is not Gaussian, still costs a little on Gaussians.
-    assert steps == 10 or errors["gaussian"] < errors["multistep"]
+    for kind in ("entropic", "gaussian"):
+        assert errors[kind] < {10: 0.05, 20: 0.01}[steps]
+        assert errors[kind] < 0.5 * errors["none"]
 
 
 def test_bounded_memory():
@@ -344,7 +343,7 @@ def test_bad_input_says_what_was_expected():
         scheduler.set_timesteps(timesteps=[1, 2])
     with pytest.raises(ValueError, match="between 0 and 999"):
         scheduler.set_timesteps(timesteps=[1000, 2])
-    with pytest.raises(ValueError, match="both or neither"):
+    with pytest.raises(ValueError, match="several or none"):
         scheduler.set_timesteps()
     scheduler.set_timesteps(2)
     with pytest.raises(ValueError, match=r"scheduler\.timesteps"):

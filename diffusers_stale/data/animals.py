@@ -14,7 +14,7 @@ Point = tuple[float, float]
 Color = tuple[int, int, int]
 
 COAT_COLORS = {
-    "brown": (134, 78, 34),
+    "brown": (156, 96, 46),
     "black": (34, 31, 40),
     "white": (243, 240, 233),
     "grey": (138, 143, 154),

@@ -171,7 +171,7 @@ def _sample_barn(draw: np.random.Generator) -> Barn:
 def _sample_animals(draw: np.random.Generator, barn: Barn | None) -> tuple[Animal, ...]:
     look = {"kind": str(draw.choice(ANIMAL_KINDS)), "color": str(draw.choice(ANIMAL_COLORS))}
     direction = str(draw.choice(DIRECTIONS))
-    if barn is not None and draw.random() < 0.22:
+    if barn is not None and draw.random() < 0.35:
         return (_sample_leaving_animal(draw, barn, look, direction),)
     gait = str(draw.choice(("standing", "walking", "galloping", "eating")))
     shared = {"direction": direction, "gait": gait}
@@ -201,7 +201,7 @@ def _sample_leaving_animal(draw: np.random.Generator, barn: Barn, look: dict[str
         x=barn.door_x + sign * float(draw.uniform(0.0, 6.0)),
         feet=feet,
         leaves_barn=True,
-        **(_sample_build(draw) | {"size": float(draw.uniform(0.85, 0.95))}),
+        **(_sample_build(draw) | {"size": float(draw.uniform(0.95, 1.05))}),
     )
 
 

@@ -3,12 +3,18 @@
 Sizes are the configuration's; the classes are Stable Diffusion's, so that everything around them works.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.training.config import AutoencoderConfig, ImageConfig, TextConfig
 
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 START_LOG_VARIANCE = -7.0
 """Bias of the latents' log variance before training: latents start as nearly exact."""
@@ -90,3 +96,23 @@ def build_unet(config: ImageConfig, latent_channels: int, latent_size: int, text
         addition_embed_type="text",
         addition_embed_type_num_heads=config.attention_heads,
     )
+
+
+@torch.no_grad()
+def take_weights(model: ModelMixin, names: Iterable[str], pipeline_folder: Path) -> None:
+    """Overwrites the parameters and buffers of `model` called `names` by those of the UNet in `pipeline_folder`.
+
+    Raises `FileNotFoundError` if there is no UNet, `ValueError` if it lacks one of them or has it in another shape.
+    """
+    path = pipeline_folder / "unet" / WEIGHTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"`start_from` must hold unet/{WEIGHTS_NAME}, got {pipeline_folder}; name a pipeline.")
+    found, own = load_file(path), model.state_dict()
+    for name in names:
+        if name not in found or found[name].shape != own[name].shape:
+            shape = tuple(found[name].shape) if name in found else "nothing"
+            raise ValueError(
+                f"`start_from` must have {name} of shape {tuple(own[name].shape)}, got {shape} in {path}; start from "
+                "a checkpoint of the same configuration."
+            )
+        own[name].copy_(found[name])

@@ -102,6 +102,9 @@ class TextConfig(StageConfig):
 class DenoisingConfig(StageConfig):
     """What training of the 2D and of the 5D UNet have in common.
 
+    `start_from` is the folder of an earlier pipeline, whose UNet of the same shape the weights are taken from: all of
+    them in the image stage (text encoder included), those of the view and time layers in the movie stage.
+
     The squared error is weighted 1 + `foreground_weight` * (share of animal in a latent pixel), normalised to mean 1;
     the extra weight falls to zero over the last `foreground_anneal` of the run. The text encoder learns at
     `text_rate` times the learning rate. `caption_dropout` of the captions are replaced by the empty one, for guidance.
@@ -113,6 +116,7 @@ class DenoisingConfig(StageConfig):
     did nothing in 300 steps, 10 did.
     """
 
+    start_from: str | None = None
     loss: str = "mse"
     loss_weighting: Literal["uniform", "min_snr"] = "uniform"
     foreground_weight: float = 3.0

@@ -10,7 +10,7 @@ from diffusers import __version__ as diffusers_version
 
 from diffusers_stale.data.scenes import random_generator
 from diffusers_stale.scheduling_stale import StaleScheduler
-from diffusers_stale.training.components import build_unet
+from diffusers_stale.training.components import build_unet, take_weights
 from diffusers_stale.training.config import ImageConfig
 from diffusers_stale.training.denoising import BATCH_STREAM, DenoisingTask, held_out_captions, load_text, take
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
@@ -32,10 +32,13 @@ class ImageTask(DenoisingTask):
         rank: int = 0, processes: int = 1,
     ):  # fmt: skip
         vae = AutoencoderKL.from_pretrained(vae_folder).to(device)
-        text_encoder, tokenizer = load_text(text_folder)
+        earlier = Path(config.start_from) if config.start_from else None
+        text_encoder, tokenizer = load_text(earlier or text_folder)
         torch.manual_seed(config.seed)
         latent_size = config.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
         unet = build_unet(config, vae.config.latent_channels, latent_size, text_encoder.config.hidden_size)
+        if earlier is not None:
+            take_weights(unet, unet.state_dict(), earlier)
         scheduler = StaleScheduler(prediction_type=config.prediction_type)
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
         count = max(config.pool_frames // processes, 1)

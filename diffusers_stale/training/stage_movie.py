@@ -10,6 +10,7 @@ from diffusers_stale.axes import IMAGE_AXES, fold, middle_index, sizes, unfold
 from diffusers_stale.data.scenes import random_generator
 from diffusers_stale.inflation import new_parameter_names
 from diffusers_stale.scheduling_stale import StaleScheduler
+from diffusers_stale.training.components import take_weights
 from diffusers_stale.training.config import MovieConfig
 from diffusers_stale.training.denoising import BATCH_STREAM, DenoisingTask, held_out_captions, load_text, take
 from diffusers_stale.training.grids import Grid, cut, draw_grid, parse_grids
@@ -39,6 +40,8 @@ class MovieTask(DenoisingTask):
         text_encoder, tokenizer = load_text(image_folder)
         torch.manual_seed(config.seed)
         unet = StaleUNet5DConditionModel.from_unet2d(UNet2DConditionModel.from_pretrained(image_folder / "unet"))
+        if config.start_from is not None:
+            take_weights(unet, new_parameter_names(unet), Path(config.start_from))
         scheduler = StaleScheduler.from_pretrained(image_folder / "scheduler")
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
         largest = (config.view_rows, config.view_cols, config.num_frames)

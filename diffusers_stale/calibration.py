@@ -1,0 +1,441 @@
+"""Calibration of a scheduler on its network: steps and stale weights that retrace a fine teacher trajectory.
+
+A calibration holds, for each number of steps that was asked for, timesteps and weights, and what they err on noise
+they were not fitted on. It is plain JSON in `scheduler_config.json`. It knows the scheduler by its methods
+only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from tqdm.auto import tqdm
+
+from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_angles, entropic_clock, equal_steps
+
+
+if TYPE_CHECKING:
+    from diffusers_stale.scheduling_stale import StaleScheduler
+
+logger = logging.get_logger(__name__)
+
+Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(sample, timestep) -> model output, guidance included; `sample` is `(batch, *shape)`."""
+
+BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the distance that clean predictions travel, the rest being entropic time; held-out noise chooses."""
+
+RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
+"""Of the fit of weights, relative to the mean square of what is combined; noise left out in turn chooses."""
+
+FOLDS = 4
+REWEIGHTINGS = 3
+"""Rounds of the robust fit, in which noises count by the inverse of what they miss."""
+
+SAMPLE_SCALE = 0.3
+"""Of the sample among what is combined: below 1, so that the ridge prefers clean predictions."""
+
+NEIGHBOURS = 6
+"""Teacher states between which a state is interpolated."""
+
+GUIDANCE_TOLERANCE = 0.25
+"""A guidance scale differs much if it differs by more than this share of the calibrated one."""
+
+WEIGHTS_TOLERANCE = 0.05
+"""A checkpoint differs much if sampled weights differ by more than this, relative to their root mean square."""
+
+SAMPLED_WEIGHTS = 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was found for one number of steps.
+
+    `timesteps` `(steps,)`; `weights`: of clean predictions at each step, the newest first; `sample_weights`,
+    `(steps,)`: what is added of the sample itself. `error`, `uncalibrated_error`: root mean square distance from the
+    end of the teacher's trajectory, relative to the deviation of ends, on held-out noise.
+    """
+
+    timesteps: list[float]
+    weights: list[list[float]]
+    sample_weights: list[float]
+    error: float
+    uncalibrated_error: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Noise levels of a run and weights of its steps. `timesteps`, `angles` `(steps,)`; `alphas`, `sigmas`
+    `(steps + 1,)`, ending at (1, 0); `weights` of clean predictions, the newest first; `sample_weights` `(steps,)`."""
+
+    timesteps: np.ndarray
+    alphas: np.ndarray
+    sigmas: np.ndarray
+    weights: list[np.ndarray]
+    sample_weights: Sequence[float]
+
+    @property
+    def angles(self) -> np.ndarray:
+        return np.arctan2(self.sigmas[:-1], self.alphas[:-1])
+
+
+class Calibration:
+    """A validated calibration. `entries` by number of steps; `provenance`: what it was made with and for."""
+
+    def __init__(self, data: dict[str, Any], process: Any):
+        """Raises `ValueError` naming the entry that does not fit: of wrong length, not finite, out of range."""
+        if not isinstance(data, dict) or not isinstance(data.get("entries"), dict):
+            raise ValueError(
+                f"`calibration` must be a dict with `entries`, got {data!r:.80}; pass None to do without."
+            )
+        self.provenance: dict[str, Any] = dict(data.get("provenance", {}))
+        self.entries = {int(steps): _checked(steps, entry, process) for steps, entry in data["entries"].items()}
+
+    def suggest_steps(self, max_error: float) -> int:
+        """The smallest calibrated number of steps whose held-out error is at most `max_error`.
+
+        Raises `ValueError` if there is none, naming the best.
+        """
+        fitting = [steps for steps, entry in self.entries.items() if entry.error <= max_error]
+        if not fitting:
+            best = min(self.entries, key=lambda steps: self.entries[steps].error)
+            raise ValueError(
+                f"`max_error` must be at least {self.entries[best].error:.3g}, what {best} steps err, got "
+                f"{max_error}; calibrate for more steps or allow more."
+            )
+        return min(fitting)
+
+    def mismatch(self, guidance_scale: float | None, weights: Sequence[float] | None) -> str | None:
+        """What makes this calibration one of something else, in words, or None. What is not known is not compared."""
+        made_for = self.provenance.get("guidance_scale")
+        if None not in (made_for, guidance_scale) and (
+            abs(guidance_scale - made_for) > GUIDANCE_TOLERANCE * abs(made_for)
+        ):
+            return f"guidance_scale={made_for}, not {guidance_scale}"
+        known = self.provenance.get("weights")
+        if known is not None and weights is not None:
+            if len(known) != len(weights):
+                return "a network of another shape"
+            ours, theirs = np.asarray(known), np.asarray(weights)
+            distance = math.sqrt(np.mean((ours - theirs) ** 2) / max(np.mean(ours**2), 1e-30))
+            if distance > WEIGHTS_TOLERANCE:
+                return f"another checkpoint (sampled weights differ by {distance:.0%})"
+        return None
+
+
+def _checked(steps: str | int, entry: Any, process: Any) -> Entry:
+    try:
+        read = Entry(**entry)
+        count, times = int(steps), np.asarray(read.timesteps, dtype=np.float64)
+        lengths = {len(read.timesteps), len(read.weights), len(read.sample_weights)}
+        numbers = np.concatenate([times, *[np.asarray(part, dtype=np.float64) for part in read.weights]])
+        numbers = np.append(numbers, np.asarray([*read.sample_weights, read.error, read.uncalibrated_error]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Calibration entry {steps!r} cannot be read ({error}); calibrate again.") from error
+    if lengths != {count} or any(not 1 <= len(part) <= index + 1 for index, part in enumerate(read.weights)):
+        raise ValueError(
+            f"Calibration entry {steps!r} must have {count} timesteps, weights and sample weights, and no more "
+            f"weights than there are predictions, got {sorted(lengths)}; calibrate again."
+        )
+    in_range = times.size and times.min() >= process.lowest and times.max() <= process.highest
+    if not np.isfinite(numbers).all() or not in_range or not (np.diff(times) < 0).all():
+        raise ValueError(
+            f"Calibration entry {steps!r} must hold finite numbers and descending timesteps between "
+            f"{process.lowest:g} and {process.highest:g}, got others; calibrate again."
+        )
+    return read
+
+
+def sample_weights_of(network: torch.nn.Module) -> list[float]:
+    """One value of each of up to 64 parameters: enough to tell checkpoints apart, whatever their dtype."""
+    parameters = [parameter for _, parameter in sorted(network.named_parameters())]
+    picked = [parameters[index] for index in np.linspace(0, len(parameters) - 1, SAMPLED_WEIGHTS).astype(int)]
+    return [
+        float(f"{parameter.detach().flatten()[parameter.numel() // 2].float().item():.5g}") for parameter in picked
+    ]
+
+
+def cost(num_inference_steps: Sequence[int], noises: int, held_out: int, teacher_steps: int) -> int:
+    """Evaluations of the network, counted a sample each, that `calibrate` takes."""
+    total = sum(num_inference_steps)
+    return (noises + held_out) * (teacher_steps + len(BLENDS) * total) + held_out * total
+
+
+def _calibrate(
+    scheduler: "StaleScheduler", model: Model, shape: Sequence[int], num_inference_steps: Sequence[int],
+    generator: torch.Generator | None, noises: int, held_out: int, teacher_steps: int, batch_size: int,
+    device: str | torch.device, progress_bar: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """What `CalibrationMixin.calibrate` stores: `clock` and `calibration` without provenance. See there."""
+    total = cost(num_inference_steps, noises, held_out, teacher_steps)
+    logger.info(f"Calibration takes {total} evaluations of the network, a sample each.")
+    with tqdm(total=total, desc="calibrating", disable=not progress_bar) as bar:
+        network = _Batched(model, batch_size, bar)
+        noise = randn_tensor((noises + held_out, *shape), generator=generator, device=torch.device(device))
+        teacher = _Teacher(scheduler, network, noise, teacher_steps)
+        entries, scores = {}, np.zeros(len(BLENDS))
+        for steps in num_inference_steps:
+            students = [_fit(scheduler, network, teacher, teacher.angles_of(steps, share), noises) for share in BLENDS]
+            errors = [teacher.error(ends[noises:], slice(noises, None)) for _, _, _, ends in students]
+            best = int(np.argmin(errors))
+            scores += np.log(errors)
+            timesteps, weights, sample_weights, _ = students[best]
+            entries[str(steps)] = {
+                "timesteps": timesteps,
+                "weights": weights,
+                "sample_weights": sample_weights,
+                "error": errors[best],
+                "uncalibrated_error": _uncalibrated_error(scheduler, network, teacher, steps, noises),
+            }
+    return teacher.clock(BLENDS[int(np.argmin(scores))]), {"entries": entries}
+
+
+class _Batched:
+    """The network on no more samples at a time than `batch_size`, counting them on a progress bar."""
+
+    def __init__(self, model: Model, batch_size: int, bar: tqdm):
+        self.model, self.batch_size, self.bar = model, batch_size, bar
+
+    @torch.no_grad()
+    def __call__(self, sample: torch.Tensor, timestep: float) -> torch.Tensor:
+        outputs = []
+        for part in sample.split(self.batch_size):
+            outputs.append(self.model(part, torch.tensor(timestep, dtype=torch.float32, device=part.device)).float())
+            self.bar.update(len(part))
+        output = torch.cat(outputs)
+        if not torch.isfinite(output.sum()):
+            raise ValueError(f"The network's output at timestep {timestep:g} is not finite; calibrate in float32.")
+        return output
+
+
+class _Teacher:
+    """The uncalibrated scheduler's trajectory in many steps, readable at every noise level."""
+
+    def __init__(self, scheduler: "StaleScheduler", network: _Batched, noise: torch.Tensor, steps: int):
+        self.scheduler, self.noise = scheduler, noise
+        plan = scheduler.uncalibrated_plan(steps)
+        self.angles, self.states, moved, previous = np.append(plan.angles, 0.0), [noise], [0.0], None
+        for state, clean in _walk(scheduler, network, noise, plan):
+            self.states.append(state)
+            if previous is not None:
+                moved.append(float((clean - previous).square().mean().sqrt()))
+            previous = clean
+        self.end = self.states[-1]
+        self.deviation = float((self.end - self.end.mean(dim=0, keepdim=True)).square().mean().sqrt())
+        self.deviation = max(self.deviation, 1e-8)
+        self.times = entropic_clock(self.angles, scheduler.clock_shift)
+        self.times = (self.times - self.times[0]) / (self.times[-1] - self.times[0])
+        # The last step moves no prediction: distance stands still over it.
+        travelled = np.append(np.cumsum(moved), sum(moved))
+        self.travelled = travelled / max(travelled[-1], 1e-30)
+        self.scale = float(self.end.square().mean())
+
+    def blended(self, share: float) -> np.ndarray:
+        return (1.0 - share) * self.times + share * self.travelled
+
+    def angles_of(self, steps: int, share: float) -> np.ndarray:
+        times = self.blended(share)
+        if share == 1.0:
+            times = times + 1e-3 * self.times  # (strictly increasing)
+        return equal_steps(steps, self.angles, times / times[-1], self.scheduler.process.end)
+
+    def clock(self, share: float) -> dict[str, list[float]]:
+        """Knots of the clock of a blend, as the scheduler's configuration has them."""
+        times = self.blended(share) + (1e-3 * self.times if share == 1.0 else 0.0)
+        chosen = np.unique(np.linspace(0, len(times) - 1, 65).astype(int))
+        return {
+            "angles": [float(angle) for angle in self.angles[chosen]],
+            "times": [float(time) for time in times[chosen] / times[-1]],
+        }
+
+    def state(self, angle: float) -> torch.Tensor:
+        """The trajectory's state at `angle`: Lagrange's interpolation of scaled states in entropic time."""
+        if angle == 0.0:
+            return self.end
+        start = entropic_clock(self.angles[:1], self.scheduler.clock_shift)[0]
+        time = (entropic_clock(np.array([angle]), self.scheduler.clock_shift)[0] - start) / (1.0 - start)
+        first = int(np.clip(np.searchsorted(self.times, time) - NEIGHBOURS // 2, 0, len(self.times) - NEIGHBOURS))
+        knots = range(first, first + NEIGHBOURS)
+        total = torch.zeros_like(self.end)
+        for knot in knots:
+            others = [other for other in knots if other != knot]
+            factor = np.prod([(time - self.times[other]) / (self.times[knot] - self.times[other]) for other in others])
+            total += float(factor) / self._spread(self.angles[knot]) * self.states[knot]
+        return total * self._spread(angle)
+
+    def _spread(self, angle: float) -> float:
+        """Deviation of samples at `angle`, in the scale of the process."""
+        alpha, sigma = self.scheduler.levels_at(np.array([angle]))
+        return math.sqrt(float(alpha[0]) ** 2 * self.scale + float(sigma[0]) ** 2)
+
+    def error(self, ends: torch.Tensor, which: slice) -> float:
+        return max(float((ends - self.end[which]).square().mean().sqrt()) / self.deviation, 1e-9)
+
+
+def _walk(scheduler: "StaleScheduler", network: _Batched, sample: torch.Tensor, plan: Any) -> Any:
+    """Yields the state after each step of `plan`, and the clean prediction before it."""
+    stale: list[torch.Tensor] = []
+    for index, timestep in enumerate(plan.timesteps):
+        alpha, sigma = plan.alphas[index], plan.sigmas[index]
+        clean = scheduler.clean_prediction(network(sample, timestep), sample, alpha, sigma)
+        stale = [clean, *stale][: max(len(weights) for weights in plan.weights)]
+        shrink = plan.sigmas[index + 1] / sigma
+        gain = plan.alphas[index + 1] - alpha * shrink
+        pairs = zip(plan.weights[index], stale, strict=False)
+        sample = shrink * sample + gain * sum(float(weight) * past for weight, past in pairs)
+        yield sample, clean
+
+
+def _uncalibrated_error(
+    scheduler: "StaleScheduler", network: _Batched, teacher: _Teacher, steps: int, noises: int
+) -> float:
+    states = [
+        state for state, _ in _walk(scheduler, network, teacher.noise[noises:], scheduler.uncalibrated_plan(steps))
+    ]
+    return teacher.error(states[-1], slice(noises, None))
+
+
+def _fit(
+    scheduler: "StaleScheduler", network: _Batched, teacher: _Teacher, angles: np.ndarray, noises: int
+) -> tuple[list[float], list[list[float]], list[float], torch.Tensor]:
+    """Timesteps, weights, sample weights, and ends of the student's trajectories; fitted on the first `noises`."""
+    plan = scheduler.plan_at(angles)
+    sample, stale, weights, sample_weights = teacher.noise, [], [], []
+    most = len(angles) if scheduler.config.max_stale is None else scheduler.config.max_stale + 1
+    for index, timestep in enumerate(plan.timesteps):
+        alpha, sigma, after = plan.alphas[index], plan.sigmas[index], plan.sigmas[index + 1]
+        clean = scheduler.clean_prediction(network(sample, timestep), sample, alpha, sigma)
+        stale = [clean, *stale][:most]
+        shrink = after / sigma
+        gain = plan.alphas[index + 1] - alpha * shrink
+        given = [*plan.weights[index], *[0.0] * len(stale)][: len(stale)]
+        usual = shrink * sample + gain * sum(float(weight) * past for weight, past in zip(given, stale, strict=True))
+        scale = SAMPLE_SCALE * (after if after > 0.0 else 1.0)
+        combined = [*[gain * past for past in stale], scale * sample]
+        wanted = teacher.state(float(np.append(angles, 0.0)[index + 1])) - usual
+        correction = _robust_fit([part[:noises] for part in combined], wanted[:noises])
+        sample = usual + sum(float(factor) * part for factor, part in zip(correction, combined, strict=True))
+        weights.append([float(a + b) for a, b in zip(given, correction[:-1], strict=True)])
+        sample_weights.append(float(correction[-1] * scale))
+    return [float(time) for time in plan.timesteps], weights, sample_weights, sample
+
+
+def _robust_fit(combined: list[torch.Tensor], wanted: torch.Tensor) -> np.ndarray:
+    """Factors of `combined` (each `(noises, ...)`) that make `wanted`, or zeros where nothing is foreseen.
+
+    Ridge regression in which noises count by the inverse of what they miss; the ridge is the one that foretells noises
+    left out best. All from each noise's products, so that samples are read once.
+    """
+    stacked = torch.stack([part.flatten(1) for part in combined], dim=1).double()
+    target = wanted.flatten(1).double()
+    products = (stacked @ stacked.transpose(1, 2)).cpu().numpy() / target.shape[1]
+    towards = (stacked @ target[:, :, None])[:, :, 0].cpu().numpy() / target.shape[1]
+    squares = target.square().mean(dim=1).cpu().numpy()
+    level = np.trace(products.mean(axis=0)) / products.shape[1]
+    number = np.arange(len(squares))
+
+    def missed(factors: np.ndarray, which: np.ndarray) -> np.ndarray:
+        quadratic = np.einsum("i,nij,j->n", factors, products[which], factors)
+        return np.maximum(squares[which] - 2.0 * towards[which] @ factors + quadratic, 0.0)
+
+    def solve(which: np.ndarray, ridge: float) -> np.ndarray:
+        counts = np.full(len(which), 1.0 / len(which))
+        for _ in range(REWEIGHTINGS):
+            normal = np.einsum("n,nij->ij", counts, products[which]) + ridge * level * np.eye(products.shape[1])
+            factors = np.linalg.solve(normal, counts @ towards[which])
+            distances = np.sqrt(missed(factors, which))
+            counts = 1.0 / np.maximum(distances, 0.5 * np.median(distances) + 1e-12)
+            counts = counts / counts.sum()
+        return factors
+
+    def foretold(ridge: float) -> float:
+        folds = [number[fold::FOLDS] for fold in range(FOLDS)]
+        return sum(missed(solve(np.setdiff1d(number, fold), ridge), fold).sum() for fold in folds if len(fold))
+
+    scores = [foretold(ridge) for ridge in RIDGES]
+    best = int(np.argmin(scores))
+    return solve(number, RIDGES[best]) if scores[best] < squares.sum() else np.zeros(len(combined))
+
+
+class CalibrationMixin:
+    """What a `StaleScheduler` does with calibrations."""
+
+    def plan_at(self, angles: np.ndarray) -> Plan:
+        """A run over noise levels at descending `angles`, without what a calibration knows."""
+        timesteps = self.process.timesteps(angles).astype(np.float32).astype(np.float64)
+        alphas, sigmas = self.process.levels(timesteps)
+        alphas, sigmas = np.append(alphas, 1.0), np.append(sigmas, 0.0)
+        weights = STALE_WEIGHTS[self.config.stale_weights](alphas, sigmas, self.config.max_stale)
+        return Plan(timesteps, alphas, sigmas, weights, [0.0] * len(timesteps))
+
+    def uncalibrated_plan(self, steps: int) -> Plan:
+        """A run of `steps` steps without what a calibration or a measured clock knows."""
+        process = self.process
+        return self.plan_at(entropic_angles(steps, process.start, process.end, self.clock_shift))
+
+    def calibrate(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        num_inference_steps: Sequence[int] = (5, 8, 10, 12, 15, 20),
+        generator: torch.Generator | None = None,
+        progress_bar: bool = True,
+        noises: int = 32,
+        held_out: int = 16,
+        teacher_steps: int = 128,
+        batch_size: int = 8,
+        device: str | torch.device = "cpu",
+        provenance: dict[str, Any] | None = None,
+    ) -> Calibration:
+        """Fits steps and weights to a network, and keeps them in the configuration.
+
+        Args:
+            model: (sample, timestep) -> model output, guidance included; `sample` is `(batch, *shape)`.
+            shape: of one sample, without batch.
+            num_inference_steps: the numbers of steps to calibrate for.
+            generator: of the noises.
+            progress_bar: whether to show one.
+            noises, held_out: how many to fit on, and how many to measure and choose on.
+            teacher_steps: of the trajectory that is retraced.
+            batch_size: samples that the network takes at a time.
+            device: where samples are.
+            provenance: what to remember: `guidance_scale` and `weights` (`calibration.sample_weights_of`) are compared
+                before each run of `StaleDiffusionPipeline`.
+
+        Returns:
+            The calibration, which is in force from now on; `save_pretrained` and `push_to_hub` take it along. It cost
+            `calibration.cost` evaluations, about (noises + held_out) * (teacher_steps + 5 * sum of steps).
+
+        Raises:
+            ValueError: for counts out of range, and a network that puts out NaN.
+        """
+        clock, found = _calibrate(
+            self, model, shape, num_inference_steps, generator, noises, held_out, teacher_steps, batch_size, device,
+            progress_bar,
+        )  # fmt: skip
+        made_with = {"noises": noises, "held_out": held_out, "teacher_steps": teacher_steps, "shape": list(shape)}
+        found["provenance"] = made_with | (provenance or {})
+        self.calibration = Calibration(found, self.process)
+        self.register_to_config(clock=clock, calibration=found)
+        return self.calibration
+
+    def check_calibration(self, guidance_scale: float | None = None, weights: Sequence[float] | None = None) -> bool:
+        """Whether the calibration is one for runs like this. Otherwise it warns, and runs are uncalibrated from the
+        next `set_timesteps` on, until a check succeeds."""
+        mismatch = None if self.calibration is None else self.calibration.mismatch(guidance_scale, weights)
+        if mismatch is not None:
+            logger.warning(f"The calibration was made for {mismatch}: it is left aside. Calibrate again to use one.")
+        self._calibration_fits = mismatch is None
+        return self._calibration_fits
+
+    def suggest_steps(self, max_error: float = 0.02) -> int:
+        """The smallest calibrated number of steps whose held-out error, relative to the data's deviation, is at most
+        `max_error`. Raises `ValueError` without a calibration, and if no number of steps will do."""
+        if self.calibration is None:
+            raise ValueError("`suggest_steps` needs a calibration, got none; call `calibrate` first.")
+        return self.calibration.suggest_steps(max_error)
