@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(sample, timestep) -> model output, guidance included; `sample` is `(batch, *shape)`."""
+Model = Callable[..., torch.Tensor]
+"""(sample, timestep) or (sample, timestep, conditions) -> model output, guidance included; `sample` is
+`(batch, *shape)`, `conditions` those of its noises."""
 
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the distance that clean predictions travel, the rest being entropic time; held-out noise chooses."""
@@ -169,13 +170,18 @@ def cost(num_inference_steps: Sequence[int], noises: int, held_out: int, teacher
 def _calibrate(
     scheduler: "StaleScheduler", model: Model, shape: Sequence[int], num_inference_steps: Sequence[int],
     generator: torch.Generator | None, noises: int, held_out: int, teacher_steps: int, batch_size: int,
-    device: str | torch.device, progress_bar: bool,
+    device: str | torch.device, progress_bar: bool, conditions: torch.Tensor | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """What `CalibrationMixin.calibrate` stores: `clock` and `calibration` without provenance. See there."""
+    _check_counts(num_inference_steps, noises, held_out, teacher_steps, scheduler.config.num_train_timesteps)
+    if conditions is not None and len(conditions) != noises + held_out:
+        raise ValueError(
+            f"`conditions` must be {noises + held_out}, one for each noise, got {len(conditions)}; repeat some."
+        )
     total = cost(num_inference_steps, noises, held_out, teacher_steps)
     logger.info(f"Calibration takes {total} evaluations of the network, a sample each.")
     with tqdm(total=total, desc="calibrating", disable=not progress_bar) as bar:
-        network = _Batched(model, batch_size, bar)
+        network = _Batched(model, batch_size, bar, conditions)
         noise = randn_tensor((noises + held_out, *shape), generator=generator, device=torch.device(device))
         teacher = _Teacher(scheduler, network, noise, teacher_steps)
         entries, scores = {}, np.zeros(len(BLENDS))
@@ -195,18 +201,36 @@ def _calibrate(
     return teacher.clock(BLENDS[int(np.argmin(scores))]), {"entries": entries}
 
 
+def _check_counts(steps: Sequence[int], noises: int, held_out: int, teacher_steps: int, most: int) -> None:
+    if not steps or any(isinstance(count, bool) or not 1 <= count <= most for count in steps):
+        raise ValueError(f"`num_inference_steps` must be numbers from 1 to {most}, got {list(steps)}; name some.")
+    if noises < FOLDS or held_out < 1:
+        raise ValueError(f"`noises` must be at least {FOLDS} and `held_out` 1, got {noises}, {held_out}; take more.")
+    least = max(2 * NEIGHBOURS, *(2 * count for count in steps))
+    if not least <= teacher_steps <= most:
+        raise ValueError(
+            f"`teacher_steps` must be between {least}, twice the most steps, and {most}, got {teacher_steps}; a "
+            "teacher has to know better."
+        )
+
+
 class _Batched:
     """The network on no more samples at a time than `batch_size`, counting them on a progress bar."""
 
-    def __init__(self, model: Model, batch_size: int, bar: tqdm):
-        self.model, self.batch_size, self.bar = model, batch_size, bar
+    def __init__(self, model: Model, batch_size: int, bar: tqdm, conditions: torch.Tensor | None):
+        self.model, self.batch_size, self.bar, self.conditions = model, batch_size, bar, conditions
 
     @torch.no_grad()
     def __call__(self, sample: torch.Tensor, timestep: float) -> torch.Tensor:
+        """For the last `len(sample)` noises: all of them, or those held out."""
         outputs = []
-        for part in sample.split(self.batch_size):
-            outputs.append(self.model(part, torch.tensor(timestep, dtype=torch.float32, device=part.device)).float())
-            self.bar.update(len(part))
+        time = torch.tensor(timestep, dtype=torch.float32, device=sample.device)
+        told = None if self.conditions is None else self.conditions[len(self.conditions) - len(sample) :]
+        for first in range(0, len(sample), self.batch_size):
+            which = slice(first, first + self.batch_size)
+            more = () if told is None else (told[which],)
+            outputs.append(self.model(sample[which], time, *more).float())
+            self.bar.update(len(outputs[-1]))
         output = torch.cat(outputs)
         if not torch.isfinite(output.sum()):
             raise ValueError(f"The network's output at timestep {timestep:g} is not finite; calibrate in float32.")
@@ -390,6 +414,7 @@ class CalibrationMixin:
         teacher_steps: int = 128,
         batch_size: int = 8,
         device: str | torch.device = "cpu",
+        conditions: torch.Tensor | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> Calibration:
         """Fits steps and weights to a network, and keeps them in the configuration.
@@ -404,6 +429,7 @@ class CalibrationMixin:
             teacher_steps: of the trajectory that is retraced.
             batch_size: samples that the network takes at a time.
             device: where samples are.
+            conditions: `(noises + held_out, ...)`, what the model is told of each noise, as its third argument.
             provenance: what to remember: `guidance_scale` and `weights` (`calibration.sample_weights_of`) are compared
                 before each run of `StaleDiffusionPipeline`.
 
@@ -416,7 +442,7 @@ class CalibrationMixin:
         """
         clock, found = _calibrate(
             self, model, shape, num_inference_steps, generator, noises, held_out, teacher_steps, batch_size, device,
-            progress_bar,
+            progress_bar, conditions,
         )  # fmt: skip
         made_with = {"noises": noises, "held_out": held_out, "teacher_steps": teacher_steps, "shape": list(shape)}
         found["provenance"] = made_with | (provenance or {})

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 
-CLOCK_SCALES = (0.055, 8.9)
+CLOCK_SCALES = (0.07, 14.0)
 """Standard deviations of data between which the prior of the entropic clock is log-uniform."""
 
 CLOCK_POINTS = 64

@@ -30,6 +30,7 @@ ROOM_OF_MODULE = {
     "inflation": "inflation",
     "memory": "pipeline",
     "model_card": "hub",
+    "pipeline_calibration": "pipeline",
     "pipeline_checks": "pipeline",
     "pipeline_output": "pipeline",
     "pipeline_stale": "pipeline",
