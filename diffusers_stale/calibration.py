@@ -34,6 +34,9 @@ BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
 """Of the fit of weights, relative to the mean square of what is combined; noise left out in turn chooses."""
 
+TEACHER_STALE = 2
+"""Stale outputs of the teacher: its many steps need no more, and more would carry on what is rough in a network."""
+
 FOLDS = 4
 REWEIGHTINGS = 3
 """Rounds of the robust fit, in which noises count by the inverse of what they miss."""
@@ -242,7 +245,7 @@ class _Teacher:
 
     def __init__(self, scheduler: "StaleScheduler", network: _Batched, noise: torch.Tensor, steps: int):
         self.scheduler, self.noise = scheduler, noise
-        plan = scheduler.uncalibrated_plan(steps)
+        plan = scheduler.uncalibrated_plan(steps, TEACHER_STALE)
         self.angles, self.states, moved, previous = np.append(plan.angles, 0.0), [noise], [0.0], None
         for state, clean in _walk(scheduler, network, noise, plan):
             self.states.append(state)
@@ -389,18 +392,19 @@ def _robust_fit(combined: list[torch.Tensor], wanted: torch.Tensor) -> np.ndarra
 class CalibrationMixin:
     """What a `StaleScheduler` does with calibrations."""
 
-    def plan_at(self, angles: np.ndarray) -> Plan:
+    def plan_at(self, angles: np.ndarray, max_stale: int | None = None) -> Plan:
         """A run over noise levels at descending `angles`, without what a calibration knows."""
         timesteps = self.process.timesteps(angles).astype(np.float32).astype(np.float64)
         alphas, sigmas = self.process.levels(timesteps)
         alphas, sigmas = np.append(alphas, 1.0), np.append(sigmas, 0.0)
-        weights = STALE_WEIGHTS[self.config.stale_weights](alphas, sigmas, self.config.max_stale)
+        most = self.config.max_stale if max_stale is None else max_stale
+        weights = STALE_WEIGHTS[self.config.stale_weights](alphas, sigmas, most)
         return Plan(timesteps, alphas, sigmas, weights, [0.0] * len(timesteps))
 
-    def uncalibrated_plan(self, steps: int) -> Plan:
+    def uncalibrated_plan(self, steps: int, max_stale: int | None = None) -> Plan:
         """A run of `steps` steps without what a calibration or a measured clock knows."""
-        process = self.process
-        return self.plan_at(entropic_angles(steps, process.start, process.end, self.clock_shift))
+        angles = entropic_angles(steps, self.process.start, self.process.end, self.clock_shift)
+        return self.plan_at(angles, max_stale)
 
     def calibrate(
         self,

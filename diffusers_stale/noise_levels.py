@@ -167,11 +167,17 @@ def dynamic_threshold(clean: torch.Tensor, ratio: float, largest: float) -> torc
 def translated(config: dict[str, Any]) -> dict[str, Any]:
     """A `config` of another scheduler with all that it leaves unsaid, or says by other names.
 
-    Its spacing of steps is left out: steps are ours to space.
+    Its spacing of steps is left out: steps are ours to space. Raises `ValueError` for what would change its meaning:
+    inverted sigmas (Mochi), and EDM's preconditioning.
     """
     name = str(config.get("_class_name", ""))
+    if config.get("invert_sigmas") or name.startswith("EDM"):
+        raise ValueError(
+            "A configuration must speak of noise levels as Stable Diffusion or flow matching do, got inverted "
+            f"sigmas or EDM's preconditioning ({name or 'no class named'}); keep the pipeline's own scheduler."
+        )
     ours = FOREIGN_DEFAULTS | {key: value for key, value in config.items() if key != "_use_default_values"}
-    if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction" or "base_shift" in config:
+    if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction" or "shift" in config:
         shift = config.get("shift", config.get("flow_shift", 1.0))
         ours |= {"prediction_type": "flow_prediction", "flow_shift": shift, "use_flow_sigmas": True}
     # (of these the default is to clip; elsewhere there is no such option)

@@ -121,7 +121,10 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         ValueError: for an option that is not among those named here, and a calibration entry that does not fit.
     """
 
-    _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
+    _compatibles = [
+        *(scheduler.name for scheduler in KarrasDiffusionSchedulers if not scheduler.name.startswith("EDM")),
+        "FlowMatchEulerDiscreteScheduler",
+    ]
     order = 1
 
     @register_to_config
@@ -413,9 +416,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
             self._begin(self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index)
         index = self._step_index
         if index >= len(self.timesteps):
-            raise ValueError(
-                f"All {len(self.timesteps)} steps have been taken; call `set_timesteps` before the next run."
-            )
+            raise ValueError(f"All {len(self.timesteps)} steps have been taken; call `set_timesteps` before another.")
         current = sample.float()
         clean = self.clean_prediction(model_output.float(), current, self._alphas[index], self._sigmas[index])
         following = self._advance(clean, current, index, eta, generator)

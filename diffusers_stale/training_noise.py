@@ -31,6 +31,12 @@ class TrainingNoiseMixin:
         noisy = alphas * original_samples.float() + sigmas * noise.float()
         return noisy.to(original_samples.dtype)
 
+    def scale_noise(
+        self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`add_noise`, as flow pipelines of diffusers call it; one timestep serves the whole batch."""
+        return self.add_noise(sample, noise, timestep.reshape(-1).expand(len(sample)))
+
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """v = alpha * noise - sigma * sample ("Progressive Distillation", arXiv 2202.00512, appendix D)."""
         alphas, sigmas = self._levels_like(sample, timesteps)

@@ -27,7 +27,6 @@ from diffusers_stale.scheduling_stale import StaleScheduler
 STEPS = (5, 10, 20)
 POOL, REAL_SAMPLES = 8192, 1024
 """Samples that are made to train on, and to tell what is real."""
-
 CALIBRATED = "StaleScheduler, calibrated"
 REFERENCE_STEPS = 50
 """Of the Runge-Kutta reference, with four network evaluations each."""
@@ -89,8 +88,8 @@ def transported(field: torch.Tensor) -> torch.Tensor:
     rows, columns = _field_waves()
     rate = 4.0 * np.pi**2 * FIELD_DIFFUSIVITY * (rows**2 + columns**2)
     phase = 2.0 * np.pi * (FIELD_VELOCITY[0] * rows + FIELD_VELOCITY[1] * columns)
-    after = np.fft.irfft2(np.fft.rfft2(field.double().numpy()) * np.exp(-rate - 1j * phase), s=field.shape[-2:])
-    return torch.from_numpy(after)
+    after = np.fft.rfft2(field.double().numpy()) * np.exp(-rate - 1j * phase)
+    return torch.from_numpy(np.fft.irfft2(after, s=field.shape[-2:]))
 
 
 def _field_waves() -> tuple[np.ndarray, np.ndarray]:
@@ -104,8 +103,7 @@ def kurtosis(returns: torch.Tensor) -> float:
 
 def volatility_memory(returns: torch.Tensor) -> float:
     """Autocorrelation of absolute returns `(count, assets, days)`, mean of lags 1 to 5; 0 where nothing clusters."""
-    size = returns.double().abs()
-    size = size - size.mean()
+    size = returns.double().abs() - returns.double().abs().mean()
     lags = [(size[..., lag:] * size[..., :-lag]).mean() for lag in range(1, 6)]
     return float(torch.stack(lags).mean() / size.square().mean())
 
@@ -174,8 +172,7 @@ class PictureNetwork(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Domain:
-    """A kind of data, and what is done with it. `generate`: (count, seed) -> data in units of its own; `samples`: how
-    many noises schedulers are compared on."""
+    """A kind of data. `generate`: (count, seed) -> data in its own units; `samples`: compared on so many noises."""
 
     title: str
     prediction_type: str
@@ -226,7 +223,6 @@ def train(domain: Domain, seconds: float, most_updates: int | None = None, seed:
     generator = torch.Generator().manual_seed(seed)
     data = domain.generate(pool, seed)
     mean, deviation = float(data.mean()), float(data.std())
-    data = (data - mean) / deviation
     scheduler = StaleScheduler(prediction_type=domain.prediction_type)
     network, losses = domain.build().train(), []
     optimizer = torch.optim.AdamW(network.parameters(), lr=domain.learning_rate)
@@ -237,7 +233,7 @@ def train(domain: Domain, seconds: float, most_updates: int | None = None, seed:
             return Trained(network.eval().requires_grad_(False), mean, deviation, losses)
         for group in optimizer.param_groups:
             group["lr"] = domain.learning_rate * (1.0 - done) * min(1.0, (len(losses) + 1) / 20)
-        clean = data[torch.randint(len(data), (domain.batch_size,), generator=generator)]
+        clean = (data[torch.randint(pool, (domain.batch_size,), generator=generator)] - mean) / deviation
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = scheduler.sample_training_timesteps(len(clean), generator, density="entropic")
         predicted = network(scheduler.add_noise(clean, noise, timesteps), timesteps)
@@ -280,11 +276,9 @@ def run(scheduler: Any, network: torch.nn.Module, noise: torch.Tensor, steps: in
 
 @torch.no_grad()
 def reference(scheduler: StaleScheduler, network: torch.nn.Module, noise: torch.Tensor, steps: int) -> torch.Tensor:
-    """Endpoints of `noise` by the classical Runge-Kutta method of order 4, which none of the schedulers is.
-
-    A v prediction is the derivative of the sample by the angle of its noise level, a flow prediction that by flow
-    time. The last, tiny noise is taken off by one clean prediction, as schedulers do.
-    """
+    """Endpoints of `noise` by the classical Runge-Kutta method of order 4, which none of the schedulers is: a v
+    prediction is the derivative of the sample by the angle of its noise level, a flow prediction that by flow time.
+    The last, tiny noise is taken off by one clean prediction, as schedulers do."""
     total, process = scheduler.config.num_train_timesteps, scheduler.process
     ends = (1.0, 1.0 / total) if scheduler.is_flow else (process.start, process.end)
 
@@ -394,9 +388,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         spent = time.process_time() - begin
         first, last = np.mean(trained.losses[:20]), np.mean(trained.losses[-20:])
         print(f"\n## {name}: {domain.title}, {domain.prediction_type}\n")
-        print(f"{len(trained.losses)} updates in {options.seconds:g} s, loss {first:.3f} to {last:.3f}.")
-        print(f"{domain.samples} noises. Comparison {spent:.0f} s,", end=" ")
-        print(f"of which calibration {comparison.calibration_seconds:.0f} s.\n\n{markdown(comparison)}", flush=True)
+        print(f"{len(trained.losses)} updates in {options.seconds:g} s, loss {first:.3f} to {last:.3f}.", end=" ")
+        print(f"Comparison {spent:.0f} s, of which calibration {comparison.calibration_seconds:.0f} s.\n")
+        print(markdown(comparison), flush=True)
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
             draw(name, domain.generate(8, 2), comparison.samples, options.output / f"{name}.png")

@@ -1,5 +1,6 @@
 """The examples beyond video: their data is what it says, their networks learn, and all schedulers are compared."""
 
+import dataclasses
 import importlib.util
 import math
 import sys
@@ -30,12 +31,12 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def train_briefly(script: ModuleType):
-    """Trains a domain's network for 60 updates, once."""
+    """Trains a domain's network for 30 updates, once."""
     made = {}
 
     def trained(name: str):
         if name not in made:
-            made[name] = script.train(script.DOMAINS[name], 60.0, most_updates=60, pool=512)
+            made[name] = script.train(script.DOMAINS[name], 60.0, most_updates=30, pool=256)
         return made[name]
 
     return trained
@@ -66,12 +67,6 @@ def test_returns_have_the_kurtosis_memory_and_correlation_of_their_model(script:
     np.testing.assert_allclose(correlation[np.triu_indices(3, 1)], script.ASSET_CORRELATION, atol=0.02)
 
 
-def test_returns_without_clusters_are_told_apart(script: ModuleType):
-    white = torch.randn(2000, 3, 64, generator=torch.Generator().manual_seed(0))
-    assert script.kurtosis(white) == pytest.approx(3.0, rel=0.03)
-    assert abs(script.volatility_memory(white)) < 0.01
-
-
 def test_height_maps_have_the_slope_they_are_made_with_and_ridges(script: ModuleType):
     hills = script.height_maps(500, 0, ridges=0.0)
     assert script.spectral_slope(hills) == pytest.approx(-script.HEIGHT_EXPONENT, abs=0.15)
@@ -82,8 +77,7 @@ def test_height_maps_have_the_slope_they_are_made_with_and_ridges(script: Module
 
 
 def test_fields_solve_their_equation(script: ModuleType):
-    """By finite differences in time, and by the mass, which stays; noise does not solve it."""
-    fields = script.tracer_fields(50, 0).double()
+    fields = script.tracer_fields(50, 0).double()  # (of constant mass; noise is no solution)
     assert script.transport_residual(fields) < 1e-5
     mass = fields.mean(dim=(2, 3))
     torch.testing.assert_close(mass[:, 2], mass[:, 0], rtol=1e-5, atol=0.0)
@@ -104,8 +98,8 @@ def test_puffs_move_with_the_wind(script: ModuleType):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_short_training_lowers_the_loss(train_briefly, name: str):
     losses = train_briefly(name).losses
-    assert len(losses) == 60
-    assert np.mean(losses[-15:]) < 0.97 * np.mean(losses[:5])
+    assert len(losses) == 30
+    assert np.mean(losses[-10:]) < 0.97 * np.mean(losses[:5])
 
 
 def test_training_refuses_no_time(script: ModuleType):
@@ -117,7 +111,7 @@ def test_training_refuses_no_time(script: ModuleType):
 def test_all_schedulers_get_finite_figures(script: ModuleType, train_briefly, name: str):
     domain, trained = script.DOMAINS[name], train_briefly(name)
     comparison = script.compare(
-        domain, trained, steps=(3, 5), samples=4, reference_steps=8, noises=4, held_out=2, teacher_steps=12
+        domain, trained, steps=(3, 4), samples=2, reference_steps=5, noises=4, held_out=1, teacher_steps=12
     )
     schedulers = {"StaleScheduler", script.CALIBRATED, *script.stock_schedulers(domain.prediction_type)}
     assert set(comparison.figures) == {"real data", "reference", *schedulers}
@@ -126,21 +120,28 @@ def test_all_schedulers_get_finite_figures(script: ModuleType, train_briefly, na
         assert list(figures) == ["error", *domain.statistics]
         assert np.isfinite([*figures.values()]).all()
         assert 0.0 < figures["error"][1] < 1.0
-    assert comparison.samples.shape == (4, *SHAPES[name])
+    assert comparison.samples.shape == (2, *SHAPES[name])
     assert script.markdown(comparison).count("\n") == 2 + len(schedulers) + 1
 
 
-@pytest.mark.parametrize("name", ["series", "field"])
-def test_the_reference_is_what_many_small_steps_come_to(script: ModuleType, train_briefly, name: str):
-    domain, network = script.DOMAINS[name], train_briefly(name).network
-    noise = torch.randn(2, *SHAPES[name], generator=torch.Generator().manual_seed(0))
-    exact = script.reference(script.StaleScheduler(prediction_type=domain.prediction_type), network, noise, 30)
-    first_order = next(iter(script.stock_schedulers(domain.prediction_type).values()))
-    coarse, fine = (script.run(first_order, network, noise, steps) for steps in (50, 400))
-    assert (fine - exact).square().mean() < 0.1 * (coarse - exact).square().mean()
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_the_reference_is_exact_for_gaussian_data(script: ModuleType, prediction_type: str):
+    """White data of deviation c: the best prediction is known, and the path of a noise ends at c times the noise."""
+    scheduler, deviation = script.StaleScheduler(prediction_type=prediction_type), 0.5
+
+    def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = scheduler.noise_levels(timestep)
+        scale = (alpha * deviation) ** 2 + sigma**2
+        clean, noise = alpha * deviation**2 / scale * sample, sigma / scale * sample
+        return noise - clean if scheduler.is_flow else alpha * noise - sigma * clean
+
+    noise = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    exact = script.reference(scheduler, network, noise, 50)
+    torch.testing.assert_close(exact, deviation * noise, rtol=3e-3, atol=0.0)
 
 
-def test_the_command_line_prints_a_table_and_draws(script: ModuleType, tmp_path: Path, capsys):
+def test_the_command_line_prints_a_table_and_draws(script: ModuleType, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setitem(script.DOMAINS, "series", dataclasses.replace(script.DOMAINS["series"], samples=8))
     has_matplotlib = importlib.util.find_spec("matplotlib") is not None
     script.main(["series", "--seconds", "2", *(["--output", str(tmp_path)] if has_matplotlib else [])])
     printed = capsys.readouterr().out

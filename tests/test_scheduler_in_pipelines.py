@@ -385,14 +385,12 @@ def test_images_of_a_batch_do_not_know_of_each_other(request):
     assert torch.allclose(both[:1], alone, atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="StaleScheduler has no `scale_noise`, add_noise of flow pipelines")
 def test_image_to_image_of_flows_equals_the_stock_scheduler(request):
     case = diffusion_3(request, "Img2Img", image=random(1, 3, 8, 8).sigmoid(), strength=0.8)
     expected = case.draw(case.equal, **case.equal_call)
     assert relative_error(case.draw(case.stale(**FIRST_ORDER), **case.equal_call), expected) < EQUAL
 
 
-@pytest.mark.xfail(strict=True, reason="`translated` asks for the class, which unsaved schedulers do not say")
 def test_configurations_of_flow_matching_are_understood_though_they_do_not_say_their_class():
     stock = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
     ours = StaleScheduler.from_config(stock.config)

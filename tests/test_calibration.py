@@ -1,0 +1,250 @@
+"""Calibration: it retraces its teacher in fewer steps, survives saving, and is refused where it does not fit."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_stale.calibration import Calibration, cost, sample_weights_of
+from diffusers_stale.cli import calibration_prompts, parse_counts
+from diffusers_stale.entropic_steps import entropic_clock, measured_clock
+from diffusers_stale.evaluation.exact_problems import EXACT_PROBLEMS
+from diffusers_stale.evaluation.scheduler_plot import load_scheduler, noise_levels_of, plot_scheduler, weights_of
+from diffusers_stale.pipeline_calibration import CalibrationSettings, calibrate_pipeline
+from diffusers_stale.scheduling_stale import StaleScheduler
+
+
+STEPS = (5, 8)
+QUICK = {"noises": 12, "held_out": 6, "teacher_steps": 48, "batch_size": 64, "progress_bar": False}
+
+
+class Network:
+    """The perfect network of an exact problem, which counts the samples it is asked for."""
+
+    def __init__(self, scheduler: StaleScheduler, kind: str):
+        self.scheduler, self.problem, self.asked = scheduler, EXACT_PROBLEMS[kind](11), 0
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        self.asked += len(sample)
+        alpha, sigma = (float(level) for level in self.scheduler.noise_levels(timestep.reshape(1)))
+        clean = self.problem.clean(sample, alpha, sigma)
+        if self.scheduler.is_flow:
+            return (sample - clean) / sigma
+        return (alpha * sample - clean) / sigma
+
+    def end(self, scheduler: StaleScheduler, noise: torch.Tensor, steps: int) -> torch.Tensor:
+        scheduler.set_timesteps(steps)
+        sample = noise
+        for timestep in scheduler.timesteps:
+            sample = scheduler.step(self(sample, timestep), timestep, sample).prev_sample
+        return sample
+
+
+def calibrated(kind: str = "power_law", **options: object) -> tuple[StaleScheduler, Network]:
+    scheduler = StaleScheduler(**options)
+    network = Network(scheduler, kind)
+    shape = (network.problem.dimensions,)
+    scheduler.calibrate(network, shape, STEPS, torch.Generator().manual_seed(0), **QUICK)
+    return scheduler, network
+
+
+@pytest.mark.parametrize("kind", ["power_law", "low_rank", "separated"])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_a_calibrated_run_ends_nearer_to_the_exact_path_on_noise_never_seen(kind, prediction_type):
+    scheduler, network = calibrated(kind, prediction_type=prediction_type)
+    noise = torch.randn(12, network.problem.dimensions, generator=torch.Generator().manual_seed(99))
+    exact = network.problem.endpoint(noise, math.pi / 2, steps=200)
+    plain = StaleScheduler(prediction_type=prediction_type)
+    ratios = []
+    for steps in STEPS:
+        errors = [
+            float((network.end(each, noise, steps) - exact).square().mean(dim=1).sqrt().median())
+            for each in (scheduler, plain)
+        ]
+        ratios.append(errors[0] / errors[1])
+    assert math.prod(ratios) ** (1 / len(ratios)) < 0.6
+
+
+def test_the_cost_is_what_was_said():
+    scheduler, network = calibrated()
+    assert network.asked == cost(STEPS, QUICK["noises"], QUICK["held_out"], QUICK["teacher_steps"])
+    assert scheduler.calibration.provenance["noises"] == QUICK["noises"]
+
+
+def test_held_out_errors_foretell_those_of_new_noise():
+    scheduler, network = calibrated("power_law")
+    noise = torch.randn(24, network.problem.dimensions, generator=torch.Generator().manual_seed(5))
+    exact = network.problem.endpoint(noise, math.pi / 2, steps=200)
+    for steps, entry in scheduler.calibration.entries.items():
+        error = (
+            float((network.end(scheduler, noise, steps) - exact).square().mean().sqrt()) / network.problem.deviation
+        )
+        assert 0.2 < error / entry.error < 5.0
+
+
+def test_saved_then_loaded_takes_the_same_steps(tmp_path):
+    scheduler, network = calibrated()
+    scheduler.save_pretrained(tmp_path)
+    again = StaleScheduler.from_pretrained(tmp_path)
+    noise = torch.randn(2, network.problem.dimensions)
+    for steps in (5, 8, 11):  # (the last one by the calibrated clock alone)
+        assert torch.equal(network.end(again, noise, steps), network.end(scheduler, noise, steps))
+    plain = StaleScheduler.from_pretrained(tmp_path, calibration=None, clock=None)
+    plain.set_timesteps(5)
+    usual = StaleScheduler()
+    usual.set_timesteps(5)
+    assert torch.equal(plain.timesteps, usual.timesteps)
+
+
+def test_memory_is_bounded_by_max_stale():
+    scheduler, network = calibrated(max_stale=1)
+    assert all(len(weights) <= 2 for entry in scheduler.calibration.entries.values() for weights in entry.weights)
+    scheduler, network = calibrated()
+    network.end(scheduler, torch.randn(1, network.problem.dimensions), 8)
+    assert len(scheduler._clean) <= 8
+
+
+def test_conditions_follow_their_noises():
+    seen = set()
+
+    def network(sample: torch.Tensor, timestep: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        seen.update(told.tolist())
+        assert len(told) == len(sample)
+        return -told[:, None].expand_as(sample)
+
+    scheduler = StaleScheduler(prediction_type="v_prediction")
+    conditions = torch.arange(18.0)
+    scheduler.calibrate(network, (3,), (5,), torch.Generator().manual_seed(0), **QUICK, conditions=conditions)
+    assert seen == set(range(18))
+    with pytest.raises(ValueError, match="must be 18"):
+        scheduler.calibrate(network, (3,), (5,), **QUICK, conditions=conditions[:4])
+
+
+def test_it_is_left_aside_where_guidance_or_checkpoint_differ_much(caplog):
+    scheduler, network = calibrated()
+    layer = torch.nn.Linear(8, 8)
+    found = copy.deepcopy(scheduler.config.calibration)
+    found["provenance"] |= {"guidance_scale": 3.0, "weights": sample_weights_of(layer)}
+    scheduler = StaleScheduler(calibration=found)
+    other = torch.nn.Linear(8, 8)
+    entry = np.float32(scheduler.calibration.entries[5].timesteps)
+
+    def used() -> bool:
+        scheduler.set_timesteps(5)
+        return bool(np.allclose(scheduler.timesteps.numpy(), entry))
+
+    assert scheduler.check_calibration(3.2, sample_weights_of(layer.half()))
+    assert used()
+    assert not scheduler.check_calibration(7.5, None)
+    assert not used()
+    assert not scheduler.check_calibration(3.0, sample_weights_of(other))
+    assert not used()
+    assert scheduler.check_calibration(3.0, None)
+    assert used()
+
+
+def test_the_smallest_number_of_steps_that_will_do():
+    scheduler, _ = calibrated()
+    errors = {steps: entry.error for steps, entry in scheduler.calibration.entries.items()}
+    assert scheduler.suggest_steps(max_error=10.0) == 5
+    assert scheduler.suggest_steps(max_error=errors[8]) == (8 if errors[5] > errors[8] else 5)
+    with pytest.raises(ValueError, match="`max_error` must be at least"):
+        scheduler.suggest_steps(max_error=1e-12)
+    with pytest.raises(ValueError, match="needs a calibration"):
+        StaleScheduler().suggest_steps()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda entry: entry["timesteps"].pop(),
+        lambda entry: entry["timesteps"].reverse(),
+        lambda entry: entry["timesteps"].__setitem__(0, 5000.0),
+        lambda entry: entry["weights"][1].__setitem__(0, float("nan")),
+        lambda entry: entry["weights"][0].append(1.0),
+        lambda entry: entry.pop("sample_weights"),
+        lambda entry: entry.__setitem__("weights", "many"),
+    ],
+)
+def test_entries_that_do_not_fit_are_refused_by_name(harm):
+    scheduler, _ = calibrated()
+    found = json.loads(json.dumps(scheduler.config.calibration))
+    harm(found["entries"]["8"])
+    with pytest.raises(ValueError, match="entry '8'"):
+        StaleScheduler(calibration=found)
+
+
+def test_bad_input_says_what_was_expected():
+    scheduler = StaleScheduler()
+
+    def broken(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return sample * float("nan")
+
+    with pytest.raises(ValueError, match="not finite"):
+        scheduler.calibrate(broken, (3,), STEPS, **QUICK)
+    assert scheduler.calibration is None
+    for changes in ({"num_inference_steps": ()}, {"num_inference_steps": (0,)}, {"noises": 1}, {"teacher_steps": 9}):
+        with pytest.raises(ValueError, match="must be"):
+            scheduler.calibrate(broken, (3,), **({"num_inference_steps": STEPS} | QUICK | changes))
+    with pytest.raises(ValueError, match="`entries`"):
+        Calibration({"steps": 3}, scheduler.process)
+    for clock in ({"angles": [1.0, 2.0], "times": [0.0, 1.0]}, {"angles": [1.0]}, {"angles": [], "times": []}):
+        with pytest.raises(ValueError, match="`clock` must have"):
+            StaleScheduler(clock=clock)
+    assert parse_counts("--steps", "8, 5,5") == (5, 8)
+
+
+def test_a_clock_measured_on_gaussian_data_is_the_one_that_theory_says():
+    """Of scale 1: the error of the noise prediction is 1 / (1 + s^2), the clock 1 - 2/pi atan(s)."""
+    angles = np.linspace(math.pi / 2 - 1e-4, 1e-4, 4001)
+    times = measured_clock(angles, 1.0 / (1.0 + np.tan(angles) ** 2))
+    assert np.allclose(times, 1.0 - 2.0 / math.pi * angles, atol=2e-3)
+    assert np.all(np.diff(entropic_clock(angles)) > 0)
+
+
+def test_a_pipeline_is_calibrated_with_its_prompts_and_guidance(tiny_pipeline):
+    tiny_pipeline.scheduler = StaleScheduler()
+    settings = CalibrationSettings(
+        num_inference_steps=(4,), noises=4, held_out=2, teacher_steps=12, num_frames=2, guidance_scale=2.0
+    )
+    calibrate_pipeline(tiny_pipeline, ["a horse", "a pig"], settings, progress_bar=False)
+    made_for = tiny_pipeline.scheduler.config.calibration["provenance"]
+    assert made_for["guidance_scale"] == 2.0
+    assert made_for["prompts"] == ["a horse", "a pig"]
+    assert len(made_for["weights_sha256"]) == 64
+    tiny_pipeline("a horse", view_rows=1, view_cols=1, num_frames=2, num_inference_steps=4, guidance_scale=2.0)
+    assert tiny_pipeline.scheduler._entry is not None
+    tiny_pipeline("a horse", view_rows=1, view_cols=1, num_frames=2, num_inference_steps=4, guidance_scale=6.0)
+    assert tiny_pipeline.scheduler._entry is None
+    with pytest.raises(ValueError, match="at least one sentence"):
+        calibrate_pipeline(tiny_pipeline, [], settings)
+
+
+def test_prompts_come_from_a_file_or_from_the_barnyard(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a horse\n\n a pig \n")
+    assert calibration_prompts(path) == ["a horse", "a pig"]
+    assert len(set(calibration_prompts(None))) > 20
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="sentence a line"):
+        calibration_prompts(path)
+
+
+def test_the_plot_shows_what_the_scheduler_does(tmp_path):
+    scheduler, _ = calibrated()
+    scheduler.save_pretrained(tmp_path)
+    loaded = load_scheduler(tmp_path)
+    for steps in (5, 7):
+        levels = noise_levels_of(loaded, steps)
+        assert set(levels) == {"StaleScheduler", "Karras", "uniform", "Align Your Steps"}
+        assert all(len(ratios) == steps and (np.diff(ratios) < 0).all() for ratios in levels.values())
+    assert np.nansum(weights_of(loaded, 7), axis=1) == pytest.approx(np.ones(7))
+    plot_scheduler(loaded, tmp_path / "plots" / "one.png", 5)
+    assert (tmp_path / "plots" / "one.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"\.png"):
+        plot_scheduler(loaded, tmp_path / "one.jpeg", 5)
+    with pytest.raises(ValueError, match="scheduler_config"):
+        load_scheduler(tmp_path / "nowhere")
