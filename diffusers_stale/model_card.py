@@ -23,6 +23,15 @@ tags:
 """
 
 
+def commands_of(reports: dict[str, dict[str, Any]]) -> list[str]:
+    """The commands of all stages, after those of the checkpoint that a stage was started from."""
+    earlier = next((report["started_from"] for report in reports.values() if "started_from" in report), {})
+    own = [command for report in reports.values() for command in report["commands"]]
+    if not earlier:
+        return own
+    return [*commands_of(earlier), "# From there on:", *own]
+
+
 def model_card(
     name: str, about: str, folder: Path, reports: dict[str, dict[str, Any]], evaluations: Sequence[dict[str, Any]]
 ) -> str:
@@ -69,7 +78,7 @@ def _making(reports: dict[str, dict[str, Any]]) -> str:
         for stage, report in reports.items()
     ]
     table = _table(["stage", "steps", "images", "seconds", "core-seconds", "processes", "seed"], rows)
-    commands = "\n".join(command for report in reports.values() for command in report["commands"])
+    commands = "\n".join(commands_of(reports))
     machines = sorted({_machine(report["machine"]) for report in reports.values()})
     return (
         f"{table}\n\nThe commands, in their order (of a stage that was resumed, all of them; stages of two processes "

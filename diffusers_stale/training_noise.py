@@ -113,6 +113,14 @@ class TrainingNoiseMixin:
         weights = per_prediction[self.config.prediction_type]
         return torch.where(signal > 0, weights, weights.new_ones(())) if self._is_epsilon() else weights
 
+    def noise_errors(self, errors: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Squared errors of the noise prediction, `(batch,)`, that those of `prediction_type` at `timesteps` mean."""
+        alphas, sigmas = self.noise_levels(timesteps)
+        kind = self.config.prediction_type
+        if kind == "epsilon":
+            return errors
+        return errors * (alphas / sigmas).square() if kind == "sample" else errors * alphas.square()
+
     def _entropic_rates(self, timesteps: torch.Tensor) -> torch.Tensor:
         """How fast the entropic clock runs at `timesteps`, relative to its mean."""
         lowest, highest = self.process.lowest, self.process.highest

@@ -2,6 +2,8 @@
 
     python scripts/ship_checkpoint.py runs/barnyard --evaluation runs/barnyard/report_time runs/barnyard/report_views
 
+A stage that was started from the weights of a shipped checkpoint (`start_from`) carries on its provenance.
+
 Copies RUN/movie to diffusers_stale/checkpoints/NAME, with the training reports of all stages as provenance.json and
 the card as README.md; the card goes to model_card.md too.
 """
@@ -39,6 +41,9 @@ def main() -> int:
     target = CHECKPOINTS / arguments.name
     try:
         reports = collect_reports(arguments.run)
+        for report in reports.values():
+            if (earlier := report["config"].get("start_from")) is not None:
+                report["started_from"] = json.loads((Path(earlier) / "provenance.json").read_text())
         evaluations = [json.loads((folder / "report.json").read_text()) for folder in arguments.evaluation]
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(arguments.run / "movie", target, ignore=shutil.ignore_patterns(REPORT))

@@ -14,6 +14,7 @@ from diffusers import (
 )
 
 from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_clock
+from diffusers_stale.evaluation.exact_problems import ExactProblem
 from diffusers_stale.scheduling_stale import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
@@ -320,6 +321,129 @@ def test_stale_outputs_beat_fresh_ones_on_gaussians(scale, steps):
     for kind in ("entropic", "gaussian"):
         assert errors[kind] < {10: 0.05, 20: 0.01}[steps]
         assert errors[kind] < 0.5 * errors["none"]
+
+
+@pytest.mark.parametrize("width", [0.5, 0.8])
+def test_the_order_of_convergence_is_beyond_two(width):
+    """The error falls by more than 2^2.5 where steps are doubled, on smooth problems and in float64."""
+    means = torch.randn(5, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shares = torch.full((5,), 0.2, dtype=torch.float64)
+    variances = torch.full_like(means, width**2)
+    problem, errors = ExactProblem(name="smooth", means=means, variances=variances, weights=shares), {}
+    noise = torch.randn(8, problem.dimensions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = problem.endpoint(noise, math.pi / 2)
+    for steps in (16, 64):
+        scheduler = StaleScheduler(prediction_type="flow_prediction")
+        scheduler.set_timesteps(steps)
+        end = run(scheduler, lambda x, t: exact_flow(problem, x, t), noise)
+        errors[steps] = float((end - exact).square().mean().sqrt())
+    assert math.log2(errors[16] / errors[64]) / 2 > 2.5
+
+
+def exact_flow(problem, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    sigma = float(timestep) / 1000
+    return (sample - problem.clean(sample, 1 - sigma, sigma)) / sigma
+
+
+def test_custom_noise_levels():
+    scheduler = StaleScheduler(**STABLE_DIFFUSION, rescale_betas_zero_snr=False, prediction_type="epsilon")
+    ratios = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152]
+    for given in (ratios, [*ratios, 0.0]):
+        scheduler.set_timesteps(sigmas=given)
+        assert torch.allclose(scheduler.sigmas, torch.tensor([*ratios, 0.0]), rtol=1e-3)
+    for given, message in (([1.0, 2.0], "descend"), ([99.0, 1.0], "`sigmas` must be between"), ([], "descend")):
+        with pytest.raises(ValueError, match=message):
+            scheduler.set_timesteps(sigmas=given)
+    flow = StaleScheduler(prediction_type="flow_prediction", flow_shift=3.0)
+    flow.set_timesteps(sigmas=[1.0, 0.5])
+    assert torch.allclose(flow.sigmas, torch.tensor([1.0, 0.75, 0.0]))
+    with pytest.raises(ValueError, match="several or none"):
+        flow.set_timesteps(3, sigmas=[1.0, 0.5])
+
+
+def test_a_dynamic_shift_is_that_of_each_run():
+    options = {"prediction_type": "flow_prediction", "timestep_spacing": "trailing", "use_dynamic_shifting": True}
+    scheduler = StaleScheduler(**options)
+    with pytest.raises(ValueError, match="`mu` must be given"):
+        scheduler.set_timesteps(4)
+    for mu in (1.0, 0.3):
+        scheduler.set_timesteps(4, mu=mu)
+        shifted = StaleScheduler(**options | {"use_dynamic_shifting": False}, flow_shift=math.exp(mu))
+        shifted.set_timesteps(4)
+        assert torch.allclose(scheduler.timesteps, shifted.timesteps)
+    lightricks = StaleScheduler(**options | {"use_dynamic_shifting": False}, shift_terminal=0.1)
+    lightricks.set_timesteps(8)
+    assert lightricks.sigmas[-2] == pytest.approx(0.1)
+
+
+def test_stochastic_steps_equal_sde_dpm_solver():
+    config = STABLE_DIFFUSION | {"prediction_type": "epsilon", "timestep_spacing": "trailing"}
+    stock = DPMSolverMultistepScheduler(
+        **config, algorithm_type="sde-dpmsolver++", final_sigmas_type="zero", lower_order_final=False
+    )
+    ours = StaleScheduler(**config, rescale_betas_zero_snr=False)
+    ours.set_timesteps(10)
+    stock.set_timesteps(timesteps=ours.timesteps.tolist())
+    samples = [torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))] * 2
+    generators = [torch.Generator().manual_seed(1) for _ in samples]
+    for timestep in ours.timesteps[:-1]:  # (at the last one the stock solver divides by nothing)
+        ours_next = ours.step(torch.sin(samples[0]), timestep, samples[0], eta=1.0, generator=generators[0])
+        stock_next = stock.step(torch.sin(samples[1]), timestep, samples[1], generator=generators[1])
+        samples = [ours_next.prev_sample, stock_next.prev_sample]
+        assert torch.allclose(*samples, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["entropic", "none"])
+def test_every_eta_keeps_the_law_of_gaussian_data(eta, kind):
+    scheduler = StaleScheduler(stale_weights=kind)
+    predict, generator = gaussian_denoiser(0.7), torch.Generator().manual_seed(0)
+    scheduler.set_timesteps(60)
+    sample = torch.randn(4000, 1, generator=generator)
+    for timestep in scheduler.timesteps:
+        output = predict(scheduler, sample, timestep)
+        sample = scheduler.step(output, timestep, sample, eta=eta, generator=generator).prev_sample
+    assert float(sample.std()) == pytest.approx(0.7, rel=0.08)
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="`eta` must be between"):
+        scheduler.step(sample, scheduler.timesteps[0], sample, eta=2.0)
+
+
+def test_clipping_and_thresholding_limit_clean_predictions():
+    output = torch.linspace(-4, 4, 100).reshape(1, 100)
+    for options in ({"clip_sample": True, "clip_sample_range": 2.0}, {"thresholding": True, "sample_max_value": 1.5}):
+        scheduler = StaleScheduler(prediction_type="sample", **options)
+        scheduler.set_timesteps(3)
+        clean = scheduler.step(output, scheduler.timesteps[0], output).pred_original_sample
+        assert clean.abs().max() == pytest.approx(options.get("clip_sample_range", 1.0))
+
+
+def test_not_a_number_says_at_which_step():
+    scheduler = StaleScheduler()
+    scheduler.set_timesteps(3)
+    sample = torch.zeros(1, 4)
+    scheduler.step(sample, scheduler.timesteps[0], sample)
+    with pytest.raises(ValueError, match="after step 2 of 3") as caught:
+        scheduler.step(sample * float("nan"), scheduler.timesteps[1], sample)
+    assert isinstance(caught.value, FloatingPointError)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_entropic_timesteps_and_entropic_weights_count_alike(prediction_type):
+    """The mean of anything over entropic timesteps is its weighted mean over uniform ones."""
+    scheduler = StaleScheduler(prediction_type=prediction_type)
+    entropic = scheduler.sample_training_timesteps(20_000, torch.Generator().manual_seed(0), "entropic")
+    uniform = scheduler.sample_training_timesteps(20_000, torch.Generator().manual_seed(1))
+    weights = scheduler.loss_weights(uniform, "entropic")
+    assert float(weights.mean()) == pytest.approx(1.0, abs=0.02)
+    for power in (1, 2):
+        weighted = float((weights * (uniform / 1000) ** power).mean())
+        assert float((entropic / 1000).pow(power).mean()) == pytest.approx(weighted, rel=0.03)
+
+
+def test_what_would_lose_its_meaning_is_not_taken_over():
+    with pytest.raises(ValueError, match="inverted sigmas"):
+        StaleScheduler.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True})
 
 
 def test_bounded_memory():

@@ -1,6 +1,7 @@
 """The trainer: every stage runs, resumes to the bit, and says what is wrong with what it is told."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -19,13 +21,19 @@ from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import tokenize
 from diffusers_stale.training.checkpoints import Checkpoint, checkpoint_folders, load_checkpoint, save_checkpoint
-from diffusers_stale.training.components import build_autoencoder, build_text_encoder, standardize_latents
+from diffusers_stale.training.components import (
+    build_autoencoder,
+    build_text_encoder,
+    standardize_latents,
+    take_weights,
+)
 from diffusers_stale.training.config import PRESETS, STAGES, TrainingConfig, with_changes
 from diffusers_stale.training.denoising import DenoisingTask
 from diffusers_stale.training.grids import cut, parse_grids
 from diffusers_stale.training.latents import PoolRequest, cached_pool, render_clip, render_pool
 from diffusers_stale.training.loop import SCHEDULES, LaunchError, MovingAverage, make_accelerator, rate_factor
 from diffusers_stale.training.losses import LOSSES, cr_hinge, gradient_difference, peak_signal_to_noise, sample_errors
+from diffusers_stale.training.noise_meter import NoiseErrorMeter
 from diffusers_stale.training.stage_text import corpus
 from diffusers_stale.training.stages import train_stage
 from diffusers_stale.training.vocabulary import CRYING_JOY, build_tokenizer, save_tokenizer
@@ -67,6 +75,26 @@ def test_every_stage_leaves_a_report_and_what_it_needs_to_go_on(run_folder: Path
     assert not [path for path in run_folder.rglob("*") if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])
+def test_the_clock_of_training_is_that_of_its_data_whatever_is_predicted(kind: str):
+    """For Gaussian data of scale 1 and a perfect network the clock is known."""
+    scheduler = StaleScheduler(prediction_type=kind)
+    meter = NoiseErrorMeter(scheduler)
+    assert meter.clock() is None
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        timesteps = scheduler.sample_training_timesteps(64, generator, "entropic").clamp_min(1)
+        timesteps = timesteps.clamp_max(998) if not scheduler.is_flow else timesteps
+        alphas, sigmas = scheduler.noise_levels(timesteps)
+        wanted = alphas**2 / (alphas**2 + sigmas**2)
+        factors = scheduler.noise_errors(torch.ones_like(alphas), timesteps)
+        meter.add(wanted / factors, timesteps)
+    clock = meter.clock()
+    angles, times = np.array(clock["angles"]), np.array(clock["times"])
+    assert np.allclose(times, 1.0 - angles / (math.pi / 2), atol=0.06)
+    StaleScheduler(prediction_type=kind, clock=clock).set_timesteps(7)
+
+
 def test_results_load_as_users_load_them(run_folder: Path):
     assert AutoencoderKL.from_pretrained(run_folder / "autoencoder").config.scaling_factor == 1.0
     assert CLIPTextModel.from_pretrained(run_folder / "text" / "text_encoder").config.max_position_embeddings == 32
@@ -99,6 +127,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run_folder: Path, tmp_path: P
         assert expected.keys() == got.keys()
         assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert theirs.state["images"] == ours.state["images"]
+
+
+def test_a_stage_starts_from_the_weights_of_an_earlier_pipeline(run_folder: Path, tmp_path: Path):
+    unet = UNet2DConditionModel.from_pretrained(run_folder / "image" / "unet")
+    other = UNet2DConditionModel.from_config(unet.config)
+    name = "conv_in.weight"
+    take_weights(other, [name], run_folder / "movie")
+    assert torch.equal(other.state_dict()[name], load_file(weights_of(run_folder / "movie"))[name].float())
+    assert not torch.equal(other.state_dict()["conv_out.weight"], unet.state_dict()["conv_out.weight"])
+    with pytest.raises(FileNotFoundError, match="`start_from` must hold unet"):
+        take_weights(other, [name], tmp_path)
+    with pytest.raises(ValueError, match="must have conv_in"):
+        take_weights(UNet2DConditionModel(block_out_channels=(32, 64, 64, 64)), [name], run_folder / "movie")
+
+
+def weights_of(pipeline: Path) -> Path:
+    return pipeline / "unet" / "diffusion_pytorch_model.safetensors"
 
 
 def test_an_earlier_stage_that_is_missing_is_named(tmp_path: Path):

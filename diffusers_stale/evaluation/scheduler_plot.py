@@ -82,7 +82,12 @@ def plot_scheduler(scheduler: StaleScheduler, path: Path, steps: int = 10) -> No
     if path.suffix != ".png":
         raise ValueError(f"The picture must be a .png file, got {path}; name another.")
     levels = noise_levels_of(scheduler, steps)
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(
+            "Plots need matplotlib, which is not here; install it with pip install 'diffusers-stale[plot]'."
+        ) from error
 
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     ratios, entropy, weights = figure.subplots(1, 3)

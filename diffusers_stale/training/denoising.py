@@ -16,6 +16,7 @@ from diffusers_stale.text_encoding import encode_tokens, tokenize
 from diffusers_stale.training.config import DenoisingConfig
 from diffusers_stale.training.latents import LatentPool
 from diffusers_stale.training.losses import cr_hinge, sample_errors
+from diffusers_stale.training.noise_meter import NoiseErrorMeter
 from diffusers_stale.training.samples import sample_latents
 
 
@@ -33,6 +34,7 @@ class DenoisingModule(nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
         self.scheduler, self.config = scheduler, config
+        self.meter = NoiseErrorMeter(scheduler)
 
     def predict(
         self, sample: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, **conditions: Any
@@ -73,6 +75,8 @@ class DenoisingModule(nn.Module):
             return sample_errors(prediction, target[chosen], config.loss, pixel_weights[chosen])
 
         true_errors = errors(input_ids, slice(None))
+        if self.training and config.loss == "mse":
+            self.meter.add(true_errors, timesteps)
         loss = (true_errors * scheduler.loss_weights(timesteps, config.loss_weighting)).mean()
         if self.training and wrong_samples is not None and len(wrong_samples) > 0:
             hinge = cr_hinge(true_errors[wrong_samples], errors(wrong_ids, wrong_samples), config.hinge_margin)
@@ -96,6 +100,10 @@ class DenoisingTask:
         self.config, self.device = config, device
         self.tokenizer, self.vae, self.scheduler = tokenizer, vae.eval().requires_grad_(False), scheduler
         self.module = DenoisingModule(unet, text_encoder, scheduler, config)
+
+    def report(self) -> dict[str, Any]:
+        """What the run has learnt about its data: the measured entropic clock."""
+        return {"entropy_clock": self.module.meter.clock()}
 
     def captions(self, scenes: list[int], draw: np.random.Generator) -> list[str]:
         """A new wording for each scene; some are empty, for guidance."""

@@ -49,7 +49,8 @@ class Task(Protocol):
     """What a stage gives to the loop.
 
     `module(**batch)` returns the loss, a scalar. `parameter_groups` are those of an optimizer, with `lr` relative to
-    the learning rate of the configuration. `evaluate` and `sample` are called with averaged weights in `module`.
+    the learning rate of the configuration. `evaluate` and `sample` are called with averaged weights in `module`;
+    `report` is what the stage's report says beside the loop's figures.
     """
 
     module: torch.nn.Module
@@ -63,6 +64,8 @@ class Task(Protocol):
     def evaluate(self) -> dict[str, float]: ...
 
     def sample(self, path: Path) -> None: ...
+
+    def report(self) -> dict[str, Any]: ...
 
 
 def make_accelerator(precision: str) -> Accelerator:

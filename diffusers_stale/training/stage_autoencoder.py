@@ -123,5 +123,8 @@ class AutoencoderTask:
         standardize_latents(self.vae, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
         return self.vae
 
+    def report(self) -> dict[str, Any]:
+        return {}
+
     def export(self, folder: Path) -> None:
         self.finish().save_pretrained(folder)

@@ -117,6 +117,9 @@ class TextTask:
         text = "\n".join(f"{line} | {' '.join(self.tokenizer.tokenize(line))}" for line in lines)
         path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
 
+    def report(self) -> dict[str, Any]:
+        return {}
+
     def export(self, folder: Path) -> None:
         self.text_encoder.save_pretrained(folder / "text_encoder")
         save_tokenizer(self.tokenizer, folder / "tokenizer")

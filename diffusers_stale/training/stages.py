@@ -72,7 +72,7 @@ def train_stage(
     task = TASKS[stage](settings, run)
     preparation = {"preparation_seconds": round(time.monotonic() - began, 3)}
     figures = Trainer(task, settings, run.work_folder, accelerator, resume).run()
-    report = {"stage": stage, "seed": settings.seed} | figures | preparation | machine()
+    report = {"stage": stage, "seed": settings.seed} | figures | preparation | task.report() | machine()
     report["config"] = asdict(settings)
     if accelerator.is_main_process:
         write_folder(run_folder / stage, lambda folder: _export(task, folder, report))

@@ -13,7 +13,12 @@ Calibration sees other noises than those it is measured on.
 
 import argparse
 import math
+import sys
 import warnings
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import diffusers
 import numpy as np

@@ -1,0 +1,206 @@
+"""StaleScheduler against diffusers' schedulers on trained networks, and what a step costs.
+
+    python scripts/benchmarks/scheduler_on_networks.py --networks barnyard-2d flow --steps 5 10 20
+    python scripts/benchmarks/scheduler_on_networks.py --step-time
+
+Networks: the default checkpoint, guided, as pictures (`barnyard-2d`) and as movies (`barnyard-5d`), and two small
+UNets of diffusers trained on the spot on renderings of 16 x 16 (`epsilon`, `flow`). Error: root mean square distance
+of endpoints from those of a reference trajectory of DPM-Solver++ 2M in 200 steps from the same noise, relative to the
+deviation of endpoints. Calibration sees other noises, and other prompts.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import diffusers
+import torch
+from diffusers import UNet2DModel
+from stock_schedulers import PROCESSES, STABLE_DIFFUSION, Make, set_steps, stock_configurations
+
+from diffusers_stale.data.captions import caption_of
+from diffusers_stale.data.renderer import render_scene
+from diffusers_stale.data.scenes import sample_scene
+from diffusers_stale.hub import load_pipeline
+from diffusers_stale.pipeline_calibration import CalibrationSettings, calibrate_pipeline
+from diffusers_stale.scheduling_stale import StaleScheduler
+
+
+Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+RIVALS = (
+    "DPMSolverMultistep(solver_order=2, timestep_spacing=trailing)",
+    "DPMSolverMultistep(solver_order=2, use_lu_lambdas=True)",
+    "DPMSolverMultistep(solver_order=3, use_karras_sigmas=True)",
+    "UniPCMultistep(solver_order=2, timestep_spacing=trailing)",
+    "UniPCMultistep(solver_order=3, timestep_spacing=trailing)",
+    "UniPCMultistep(solver_order=2, use_exponential_sigmas=True)",
+    "DEISMultistep(solver_order=2, timestep_spacing=trailing)",
+    "DEISMultistep(solver_order=3, use_karras_sigmas=True)",
+    "DDIM(clip_sample=False, set_alpha_to_one=True, timestep_spacing=trailing)",
+    "SASolver(timestep_spacing=trailing)",
+    "FlowMatchEuler",
+)
+"""The configurations of `stock_configurations` that win somewhere on exact problems, and what users have."""
+
+REFERENCE_STEPS = 200
+PROMPT_SEED = 4_000_037
+
+
+def walk(network: Network, scheduler: object, noise: torch.Tensor, steps: int) -> torch.Tensor:
+    set_steps(scheduler, steps)
+    sample = noise.clone()
+    for timestep in scheduler.timesteps:
+        shown = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
+        sample = scheduler.step(network(shown, timestep), timestep, sample).prev_sample
+    return sample
+
+
+def our_options(process: str) -> dict[str, object]:
+    known = {key: value for key, value in PROCESSES[process].items() if not key.startswith("use_")}
+    return {"rescale_betas_zero_snr": False} | known
+
+
+def compare(
+    name: str, process: str, network: Network, noise: torch.Tensor, steps: list[int], fitted: StaleScheduler
+) -> None:
+    """Prints a line for each number of steps."""
+    options = our_options(process)
+    reference = walk(network, StaleScheduler(**options, stale_weights="multistep"), noise, REFERENCE_STEPS)
+    deviation = float(reference.std())
+    rivals: dict[str, Make] = {label: make for label, _, make in stock_configurations(process) if label in RIVALS}
+
+    def error(scheduler: object, count: int) -> float:
+        distance = walk(network, scheduler, noise, count) - reference
+        return float(distance.square().mean().sqrt()) / deviation
+
+    for count in steps:
+        theirs = {}
+        for label, make in rivals.items():
+            try:
+                theirs[label] = error(make(), count)
+            except Exception:  # (some stock schedulers raise on a zero terminal signal: they do not compete)
+                continue
+        theirs = {label: value for label, value in theirs.items() if value == value}
+        best = min(theirs, key=theirs.get)
+        plain, calibrated = error(StaleScheduler(**options), count), error(fitted, count)
+        print(
+            f"{name:12} N={count:<3} uncalibrated {plain:.4f} ({plain / theirs[best]:.2f} of best), calibrated "
+            f"{calibrated:.4f} ({calibrated / theirs[best]:.2f} of best), best {theirs[best]:.4f} {best}",
+            flush=True,
+        )
+
+
+def barnyard(frames: int, views: int, guidance: float, steps: list[int], samples: int, noises: int) -> None:
+    pipeline = load_pipeline("barnyard", torch.float32, torch.device("cpu"))
+    sentences = [caption_of(sample_scene(PROMPT_SEED, index), PROMPT_SEED, index) for index in range(64)]
+    settings = CalibrationSettings(
+        num_inference_steps=tuple(steps), guidance_scale=guidance, view_rows=views, view_cols=views, num_frames=frames,
+        noises=noises, held_out=max(noises // 2, 1), teacher_steps=64,
+    )  # fmt: skip
+    pipeline.scheduler = StaleScheduler(**our_options("zsnr"))
+    calibrate_pipeline(pipeline, sentences[samples:], settings)
+    fitted = pipeline.scheduler
+    told, negative = pipeline.encode_prompt(sentences[:samples], torch.device("cpu"), 1, guidance != 1.0)
+    texts = told if negative is None else torch.cat([negative, told])
+    size = pipeline.unet.config.sample_size
+    channels = pipeline.vae.config.latent_channels
+    noise = torch.randn(
+        samples, channels, views, views, frames, size, size, generator=torch.Generator().manual_seed(9)
+    )
+    pipeline._guidance_scale = guidance
+
+    def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return pipeline.predict(sample, timestep, texts, {}, 0.0)
+
+    compare(f"{'2d' if frames * views == 1 else '5d'} guided {guidance:g}", "zsnr", network, noise, steps, fitted)
+
+
+def small_unet(kind: str, seconds: float, steps: list[int], samples: int, noises: int) -> None:
+    """A UNet of diffusers on renderings of 16 x 16, trained for `seconds` of processor time."""
+    process = "flow" if kind == "flow" else "sd"
+    pictures = torch.stack(
+        [render_scene(sample_scene(5, index), 1, 1, 1, 16, 16).pixels[:, 0, 0, 0] for index in range(2000)]
+    )
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=16, block_out_channels=(32, 64), norm_num_groups=16, layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    scheduler, optimizer = StaleScheduler(**our_options(process)), torch.optim.AdamW(model.parameters(), 1e-3)
+    began = time.process_time()
+    while (spent := time.process_time() - began) < seconds:
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1.0 - spent / seconds)
+        clean = pictures[torch.randint(len(pictures), (32,))]
+        noise, timesteps = torch.randn_like(clean), scheduler.sample_training_timesteps(32)
+        prediction = model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+        loss = (prediction - scheduler.training_target(clean, noise, timesteps)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval().requires_grad_(False)
+
+    def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return model(sample, timestep).sample
+
+    noise = torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(9))
+    scheduler.calibrate(
+        network, (3, 16, 16), steps, torch.Generator().manual_seed(1), noises=noises, held_out=max(noises // 2, 1),
+        batch_size=64,
+    )  # fmt: skip
+    compare(f"small {kind}", process, network, noise, steps, scheduler)
+
+
+def step_time(rounds: int = 30, steps: int = 20) -> None:
+    """Median time of a run's steps, ours relative to `DPMSolverMultistepScheduler`'s, taking turns."""
+    stock = diffusers.DPMSolverMultistepScheduler(**STABLE_DIFFUSION)
+    for shape in ((1, 4, 64, 64), (2, 4, 128, 128), (1, 8, 3, 3, 8, 16, 16)):
+        times: dict[str, list[float]] = {"ours": [], "theirs": []}
+        sample, output = torch.randn(shape), torch.randn(shape)
+        for _ in range(rounds):
+            for name, scheduler in (("ours", StaleScheduler(**our_options("sd"))), ("theirs", stock)):
+                scheduler.set_timesteps(steps)
+                scheduler.step(output, scheduler.timesteps[0], sample)
+                began = time.perf_counter()
+                for timestep in scheduler.timesteps[1:]:
+                    scheduler.step(output, timestep, sample)
+                times[name].append((time.perf_counter() - began) / (steps - 1))
+        ours, theirs = (sorted(values)[rounds // 2] * 1e6 for values in times.values())
+        print(f"step of {shape}: {ours:.0f} us, DPMSolverMultistep {theirs:.0f} us, ratio {ours / theirs:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ["barnyard-2d", "barnyard-5d", "epsilon", "flow"]
+    parser.add_argument("--networks", nargs="+", default=names, choices=names)
+    parser.add_argument("--steps", nargs="+", type=int, default=[5, 8, 10, 15, 20])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 5.0])
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--noises", type=int, default=16, help="to calibrate on; half as many more are held out")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of training of each small UNet")
+    parser.add_argument("--step-time", action="store_true", help="time steps, and nothing else")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    if arguments.step_time:
+        step_time()
+        return
+    with torch.no_grad():
+        for network in arguments.networks:
+            for guidance in arguments.guidance if network.startswith("barnyard") else ():
+                frames, views = (1, 1) if network == "barnyard-2d" else (4, 3)
+                barnyard(frames, views, guidance, arguments.steps, arguments.samples, arguments.noises)
+    for network in arguments.networks:
+        if not network.startswith("barnyard"):
+            small_unet(network, arguments.seconds, arguments.steps, arguments.samples, 2 * arguments.noises)
+
+
+if __name__ == "__main__":
+    main()
