@@ -28,7 +28,7 @@ CONTENTS = {
 }
 """What the files of a movie's folder are for."""
 
-CALIBRATION_SEED, CALIBRATION_PROMPTS = 3_000_017, 48
+CALIBRATION_SEED, CALIBRATION_PROMPTS = 6_000_011, 48
 """Scenes of no training run, of which `calibrate` takes captions."""
 
 LIGHT_FIELD_SUFFIX = ".lf.safetensors"
