@@ -66,10 +66,12 @@ def measured_clock(angles: np.ndarray, noise_errors: np.ndarray) -> np.ndarray:
     an integral that is finite at both ends, and gives `entropic_clock` for Gaussian data. From 0 to 1.
     """
     errors = np.clip(noise_errors, 0.0, 1.0)
-    rates = np.sqrt(errors * (1.0 - errors)) + 1e-6
-    logs = np.log(np.tan(np.clip(angles, 1e-6, np.pi / 2 - 1e-6)))
-    gains = 0.5 * (rates[1:] + rates[:-1]) * -np.diff(logs)
-    times = np.concatenate([[0.0], np.cumsum(gains)])
+    # d(log s) = d(angle) / (sin cos); at both ends, where that is 0 / 0, the clock runs as beside them.
+    slopes = np.sin(angles) * np.cos(angles)
+    inside = slopes > 1e-4
+    rates = np.sqrt(errors * (1.0 - errors))[inside] / slopes[inside] + 1e-6
+    rates = np.interp(-angles, -angles[inside], rates)
+    times = np.concatenate([[0.0], np.cumsum(0.5 * (rates[1:] + rates[:-1]) * -np.diff(angles))])
     return times / times[-1]
 
 

@@ -14,6 +14,7 @@ from diffusers_stale.entropic_steps import entropic_clock, measured_clock
 from diffusers_stale.evaluation.exact_problems import EXACT_PROBLEMS
 from diffusers_stale.evaluation.scheduler_plot import load_scheduler, noise_levels_of, plot_scheduler, weights_of
 from diffusers_stale.pipeline_calibration import CalibrationSettings, calibrate_pipeline
+from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.scheduling_stale import StaleScheduler
 
 
@@ -205,8 +206,8 @@ def test_a_clock_measured_on_gaussian_data_is_the_one_that_theory_says():
     assert np.all(np.diff(entropic_clock(angles)) > 0)
 
 
-def test_a_pipeline_is_calibrated_with_its_prompts_and_guidance(tiny_pipeline):
-    tiny_pipeline.scheduler = StaleScheduler()
+def test_a_pipeline_is_calibrated_with_its_prompts_and_guidance(make_components):
+    tiny_pipeline = StaleDiffusionPipeline(**{**make_components(), "scheduler": StaleScheduler()})
     settings = CalibrationSettings(
         num_inference_steps=(4,), noises=4, held_out=2, teacher_steps=12, num_frames=2, guidance_scale=2.0
     )

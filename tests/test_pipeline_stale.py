@@ -347,7 +347,7 @@ BAD_REQUESTS = {
     "unknown tensor": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "must be one of 'latents'.*got 'noise'"),
     "tensor as a word": ({"callback_on_step_end_tensor_inputs": "latents"}, "must be a list of names"),
     "both schedules": ({"timesteps": [5], "sigmas": [1.0]}, "Only one of `timesteps` and `sigmas`"),
-    "sigmas": ({"sigmas": [1.0]}, "`sigmas` must be None for StaleScheduler"),
+    "sigmas": ({"sigmas": [1.0, 2.0]}, "`sigmas` must descend"),
     "rising timesteps": ({"timesteps": [1, 500]}, "`timesteps` must descend"),
 }
 
