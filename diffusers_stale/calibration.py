@@ -75,13 +75,12 @@ class Entry:
 @dataclass(frozen=True)
 class Plan:
     """Noise levels of a run and weights of its steps. `timesteps`, `angles` `(steps,)`; `alphas`, `sigmas`
-    `(steps + 1,)`, ending at (1, 0); `weights` of clean predictions, the newest first; `sample_weights` `(steps,)`."""
+    `(steps + 1,)`, ending at (1, 0); `weights` of clean predictions, the newest first."""
 
     timesteps: np.ndarray
     alphas: np.ndarray
     sigmas: np.ndarray
     weights: list[np.ndarray]
-    sample_weights: Sequence[float]
 
     @property
     def angles(self) -> np.ndarray:
@@ -263,21 +262,22 @@ class _Teacher:
         self.scale = float(self.end.square().mean())
 
     def blended(self, share: float) -> np.ndarray:
-        return (1.0 - share) * self.times + share * self.travelled
+        """Strictly increasing times at `angles`, from 0 to 1."""
+        times = (1.0 - share) * self.times + share * self.travelled
+        if share == 1.0:
+            times = times + 1e-3 * self.times
+        return times / times[-1]
 
     def angles_of(self, steps: int, share: float) -> np.ndarray:
-        times = self.blended(share)
-        if share == 1.0:
-            times = times + 1e-3 * self.times  # (strictly increasing)
-        return equal_steps(steps, self.angles, times / times[-1], self.scheduler.process.end)
+        return equal_steps(steps, self.angles, self.blended(share), self.scheduler.process.end)
 
     def clock(self, share: float) -> dict[str, list[float]]:
         """Knots of the clock of a blend, as the scheduler's configuration has them."""
-        times = self.blended(share) + (1e-3 * self.times if share == 1.0 else 0.0)
+        times = self.blended(share)
         chosen = np.unique(np.linspace(0, len(times) - 1, 65).astype(int))
         return {
             "angles": [float(angle) for angle in self.angles[chosen]],
-            "times": [float(time) for time in times[chosen] / times[-1]],
+            "times": [float(time) for time in times[chosen]],
         }
 
     def state(self, angle: float) -> torch.Tensor:
@@ -399,7 +399,7 @@ class CalibrationMixin:
         alphas, sigmas = np.append(alphas, 1.0), np.append(sigmas, 0.0)
         most = self.config.max_stale if max_stale is None else max_stale
         weights = STALE_WEIGHTS[self.config.stale_weights](alphas, sigmas, most)
-        return Plan(timesteps, alphas, sigmas, weights, [0.0] * len(timesteps))
+        return Plan(timesteps, alphas, sigmas, weights)
 
     def uncalibrated_plan(self, steps: int, max_stale: int | None = None) -> Plan:
         """A run of `steps` steps without what a calibration or a measured clock knows."""
