@@ -34,11 +34,32 @@ PAIR_WIDTH = 0.055
 PAIR_NOISES = (0.25, 0.6, 1.1, 1.8)
 """Noises, in standard deviations, that paths of data with a choice begin with."""
 
-PAIR_SHARE = 0.48
+PAIR_SHARE = 1.8
 """Weight of data with a choice, relative to Gaussian data's."""
+
+HIGHEST_RATIO = 50.0
+"""Noise-to-signal ratio beyond which errors of a network grow no more."""
+
+WANDERING_SHARE = 2e-3
+"""Weight of errors of a network that follow the noise level slowly, relative to Gaussian data's."""
+
+WANDERING_SCALES = (0.3, 1.0, 3.0)
+"""Standard deviations of the Gaussian data whose clean predictions have such errors."""
+
+WANDERING_MODES = 4
+"""Such errors go as cos(mode * pi * entropic time), for modes from 0 to one less than this."""
+
+ROUGHNESS = 5e-5
+"""Variance, at a noise-to-signal ratio of 1, of errors of a network that are new in each evaluation."""
 
 PATH_STEPS_PER_E = 12
 """Runge-Kutta steps of exact paths for each factor e of the noise-to-signal ratio."""
+
+WANDERING_POINTS = 3000
+"""Points of the integrals of errors over the log of the noise-to-signal ratio."""
+
+LAST_RATIO_PART = 0.3
+"""The integrals end at this part of the last noise-to-signal ratio, where errors hardly count."""
 
 FIRST_RATIO = 2e-3
 """Noise-to-signal ratio below which the clean prediction is taken for the end of a path."""
@@ -181,6 +202,61 @@ def stale_prior(pair_share: float) -> ScalarPrior:
     )
 
 
+@dataclass(frozen=True)
+class WanderingErrors:
+    """Networks for Gaussian data of standard deviation `scale` whose clean predictions have an error besides.
+
+    It goes as the noise-to-signal ratio, as that of a noise prediction with a constant error does, and as
+    cos(`mode` * pi * entropic time). Paths begin at 0, where they would stay without the error. `scale`, `mode` and
+    `share`, how much each kind counts, are of shape `(kinds,)`.
+    """
+
+    scale: np.ndarray
+    mode: np.ndarray
+    share: np.ndarray
+
+    def errors(self, angles: np.ndarray, start: float) -> np.ndarray:
+        """At `angles` of a process that begins at the angle `start`, `(len(angles), kinds)`."""
+        begin = entropic_clock(np.array([start]))
+        times = (entropic_clock(angles) - begin) / (1.0 - begin)
+        return _capped_ratio(angles)[:, None] * np.cos(np.pi * self.mode * times[:, None])
+
+    def clean(self, sample: np.ndarray, alpha: float, sigma: float, errors: np.ndarray) -> np.ndarray:
+        """The clean prediction, with the `errors` of its noise level."""
+        return alpha * self.scale**2 * sample / (alpha**2 * self.scale**2 + sigma**2) + errors
+
+    def deviation(self, alpha: float, sigma: float) -> np.ndarray:
+        return np.sqrt(alpha**2 * self.scale**2 + sigma**2)
+
+    def paths(self, angles: np.ndarray) -> np.ndarray:
+        """Samples of the probability-flow paths at descending `angles`, `(len(angles), kinds)`.
+
+        With r for the noise-to-signal ratio and y for sample / alpha, dy / d(log r) = y - clean prediction; so
+        y = sqrt(scale^2 + r^2) times the integral of error / sqrt(scale^2 + r^2) over log r, from r to the start.
+        """
+        start = min(float(angles[0]), float(np.arctan(HIGHEST_RATIO**2)))
+        last = float(angles[angles > 0.0].min())
+        ratios = np.geomspace(np.tan(start), LAST_RATIO_PART * np.tan(last), WANDERING_POINTS)
+        spreads = np.sqrt(self.scale**2 + ratios[:, None] ** 2)
+        slopes = self.errors(np.arctan(ratios), float(angles[0])) / spreads
+        parts = 0.5 * (slopes[1:] + slopes[:-1]) * -np.diff(np.log(ratios))[:, None]
+        samples = np.cos(np.arctan(ratios))[:, None] * spreads * np.cumsum(np.pad(parts, ((1, 0), (0, 0))), axis=0)
+        places = -np.arctan(ratios)
+        return np.stack([np.interp(-angles, places, column) for column in samples.T], axis=1)
+
+
+def _capped_ratio(angles: np.ndarray) -> np.ndarray:
+    """Noise-to-signal ratios, at most `HIGHEST_RATIO`."""
+    return np.tan(np.minimum(angles, np.arctan(HIGHEST_RATIO)))
+
+
+def wandering_errors(share: float) -> WanderingErrors:
+    """Of all scales and modes, the slow modes most; `share` is their weight in all, roughly."""
+    scales = np.repeat(WANDERING_SCALES, WANDERING_MODES)
+    modes = np.tile(np.arange(WANDERING_MODES), len(WANDERING_SCALES))
+    return WanderingErrors(scales, modes, share / (1.0 + modes**2) / len(modes))
+
+
 def ridge_of(steps: int) -> float:
     """Of the least-squares fit of stale weights: few steps need more of it."""
     return max(10.0 ** (-4.655 - 0.088 * (steps - 5)), 10.0**-9.0)
@@ -192,45 +268,69 @@ def entropic_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | No
     For data of `stale_prior` exact paths, clean predictions and what the steps so far have made of a path are known,
     and so is the combination that would lead back to the exact path. The weights are the least-squares fit of it over
     the prior, each error relative to the deviation of samples, with a little ridge that keeps the newest prediction's
-    weight near 1. No network is evaluated and nothing is stored.
+    weight near 1. The network's own errors count, too: those that wander with the noise level (`WanderingErrors`), and
+    those that are new in each evaluation, which large weights would amplify, most of all where guidance multiplies
+    them. No network is evaluated and nothing is stored.
     """
     if max_stale is None:
         max_stale = MOST_STALE
-    return list(_fitted_weights(tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, PAIR_SHARE))
+    return list(
+        _fitted_weights(
+            tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, PAIR_SHARE, WANDERING_SHARE, ROUGHNESS
+        )
+    )
 
 
 def gaussian_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
-    """As `entropic_weights`, for Gaussian data alone: worse where data has a choice, as pictures do."""
+    """As `entropic_weights`, for Gaussian data and a perfect network alone: worse where data has a choice, as pictures
+    do."""
     if max_stale is None:
         max_stale = MOST_STALE
-    return list(_fitted_weights(tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, 0.0))
+    return list(_fitted_weights(tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, 0.0, 0.0, 0.0))
 
 
 @lru_cache(maxsize=64)
 def _fitted_weights(
-    alphas: tuple[float, ...], sigmas: tuple[float, ...], max_stale: int, pair_share: float
-) -> tuple[np.ndarray, ...]:
-    prior = stale_prior(pair_share)
-    exact = prior.paths(np.arctan2(sigmas, alphas))
+    alphas: tuple[float, ...], sigmas: tuple[float, ...], max_stale: int, pair_share: float, wandering: float,
+    roughness: float,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    prior, network, angles = stale_prior(pair_share), wandering_errors(wandering), np.arctan2(sigmas, alphas)
+    errors = network.errors(angles, float(angles[0]))
     # Paths are in the variance-preserving scale, (cos, sin) of the angle; flow matching's samples are smaller.
-    exact *= np.hypot(alphas, sigmas)[:, None]
-    ridge = ridge_of(len(alphas) - 1)
+    exact = np.concatenate([prior.paths(angles), network.paths(angles)], axis=1) * np.hypot(alphas, sigmas)[:, None]
+    share, kinds = np.concatenate([prior.share, network.share]), len(prior.share)
+    ridge, rough = ridge_of(len(alphas) - 1), roughness * _capped_ratio(angles) ** 2
     path, predictions, weights = exact[0], [], []
     for index in range(len(alphas) - 1):
         alpha, sigma = alphas[index], sigmas[index]
-        predictions.insert(0, prior.clean(path, alpha, sigma))
-        shrink = sigmas[index + 1] / sigma
-        gain = alphas[index + 1] - alpha * shrink
+        next_alpha, next_sigma = alphas[index + 1], sigmas[index + 1]
+        wrong = network.clean(path[kinds:], alpha, sigma, errors[index])
+        predictions.insert(0, np.concatenate([prior.clean(path[:kinds], alpha, sigma), wrong]))
+        shrink = next_sigma / sigma
+        gain = next_alpha - alpha * shrink
         wanted = (exact[index + 1] - shrink * path) / gain
         known = np.stack(predictions[: max_stale + 1], axis=1)
-        importance = gain / prior.deviation(alphas[index + 1], sigmas[index + 1]) * np.sqrt(prior.share)
-        older = (known[:, 1:] - known[:, :1]) * importance[:, None]
-        missing = (wanted - known[:, 0]) * importance
-        normal = older.T @ older + ridge * (importance**2).sum() * np.eye(older.shape[1])
-        fitted = np.linalg.solve(normal, older.T @ missing)
+        deviation = np.concatenate([data.deviation(next_alpha, next_sigma) for data in (prior, network)])
+        importance = gain / deviation * np.sqrt(share)
+        fitted = _stale_fit(known, wanted, importance, ridge, rough[index::-1][: known.shape[1]], kinds)
         weights.append(np.concatenate([[1.0 - fitted.sum()], fitted]))
         path = shrink * path + gain * (known @ weights[-1])
     return tuple(weights)
+
+
+def _stale_fit(
+    known: np.ndarray, wanted: np.ndarray, importance: np.ndarray, ridge: float, rough: np.ndarray, kinds: int
+) -> np.ndarray:
+    """Weights of all columns of `known`, `(kinds, predictions)`, but the first, whose weight is what is left to 1.
+
+    Least squares of `wanted`; `rough` is the variance of an error of each prediction that it shares with no other, and
+    `ridge` that of the older ones besides. Both are relative to the importance of the first `kinds`.
+    """
+    older = (known[:, 1:] - known[:, :1]) * importance[:, None]
+    missing = (wanted - known[:, 0]) * importance
+    total = (importance[:kinds] ** 2).sum()
+    normal = older.T @ older + total * (np.diag(rough[1:] + ridge) + rough[0])
+    return np.linalg.solve(normal, older.T @ missing + total * rough[0])
 
 
 def multistep_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None = 1) -> list[np.ndarray]:

@@ -57,8 +57,11 @@ FENCES = ("behind a fence", "behind a wooden fence", "with a fence", "by a fence
 NO_FENCES = ("without a fence", "with no fence")
 
 SIDES = re.compile(r"\b(left|right)(ward|)\b")
-OMISSION = {"color": 0.08, "direction": 0.12, "action": 0.10, "barn": 0.10, "fence": 0.25, "time_of_day": 0.08}
-"""Probability that a caption leaves an attribute out."""
+OMISSION = {"color": 0.08, "direction": 0.25, "action": 0.10, "barn": 0.10, "fence": 0.25, "time_of_day": 0.08}
+"""Probability that a caption leaves an attribute out; a direction only if it is `TACIT_DIRECTION`."""
+
+TACIT_DIRECTION = "right"
+"""Where an animal faces of which nothing is said: a sentence that leaves both open is drawn as one with two heads."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def describe(scene: Scene, seed: int, index: int, complete: bool = False) -> Cap
     said = {name for name, share in OMISSION.items() if draw.random() >= share or complete}
     said |= {"kind", "number"}
     animal = scene.animals[0]
+    if animal.direction != TACIT_DIRECTION:
+        said.add("direction")
     if scene.barn is None and not complete and draw.random() < 0.6:
         said.discard("barn")
     if not scene.fence and not complete and draw.random() < 0.6:

@@ -193,12 +193,13 @@ def _sample_animals(draw: np.random.Generator, barn: Barn | None) -> tuple[Anima
 
 def _sample_leaving_animal(draw: np.random.Generator, barn: Barn, look: dict[str, str], direction: str) -> Animal:
     sign = 1 if direction == "right" else -1
-    feet = barn.base + float(draw.uniform(0.6, 1.2))
+    # Far enough in front that its legs stand out against the grass, and the open door is seen behind it.
+    feet = barn.base + float(draw.uniform(2.5, 5.5))
     return Animal(
         **look,
         direction=direction,
         gait=str(draw.choice(("walking", "galloping"))),
-        x=barn.door_x + sign * float(draw.uniform(0.0, 6.0)),
+        x=barn.door_x + sign * float(draw.uniform(3.0, 10.0)),
         feet=feet,
         leaves_barn=True,
         **(_sample_build(draw) | {"size": float(draw.uniform(0.95, 1.05))}),
