@@ -8,6 +8,7 @@ all known. Nothing here knows a scheduler: a problem speaks of noise levels (alp
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -195,3 +196,15 @@ EXACT_PROBLEMS: dict[str, Callable[..., ExactProblem]] = {
     "patches": patches,
 }
 """How to make the problem of each kind from a seed (and other sizes than the usual)."""
+
+SECOND_PROBLEMS: dict[str, Callable[..., ExactProblem]] = {
+    "ring": partial(ring, points=5, radius=2.1, width=0.08),
+    "anisotropic": partial(anisotropic, dimensions=48, components=9),
+    "separated": partial(separated, dimensions=12, components=5),
+    "low_rank": partial(low_rank, dimensions=24, rank=3),
+    "power_law": partial(power_law, dimensions=128, exponent=1.5),
+    "curved": partial(curved, points=300, dimensions=20),
+    "guided": partial(guided, dimensions=32, guidance=7.0),
+    "patches": partial(patches, size=12, count=128),
+}
+"""The same kinds in other sizes: for final figures only, no constant is ever chosen on them."""

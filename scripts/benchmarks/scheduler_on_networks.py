@@ -4,9 +4,10 @@
     python scripts/benchmarks/scheduler_on_networks.py --step-time
 
 Networks: the default checkpoint, guided, as pictures (`barnyard-2d`) and as movies (`barnyard-5d`), and two small
-UNets of diffusers trained on the spot on renderings of 16 x 16 (`epsilon`, `flow`). Error: root mean square distance
-of endpoints from those of a reference trajectory of DPM-Solver++ 2M in 200 steps from the same noise, relative to the
-deviation of endpoints. Calibration sees other noises, and other prompts.
+UNets of diffusers trained on the spot on renderings of 16 x 16 (`epsilon`, `flow`), four times as many samples.
+Error: root mean square distance of endpoints from those of a reference trajectory of DPM-Solver++ 2M in 200 steps from
+the same noise, relative to the deviation of endpoints; over samples again the root mean square, and the geometric mean
+("typical"). "best" is the best of `RIVALS` for each number of steps. Calibration sees other noises, and other prompts.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import diffusers
 import torch
 from diffusers import UNet2DModel
 from stock_schedulers import PROCESSES, STABLE_DIFFUSION, Make, set_steps, stock_configurations
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusers_stale.data.captions import caption_of
 from diffusers_stale.data.renderer import render_scene
@@ -67,37 +69,57 @@ def our_options(process: str) -> dict[str, object]:
     return {"rescale_betas_zero_snr": False} | known
 
 
+def means(errors: torch.Tensor) -> tuple[float, float]:
+    """Root mean square and geometric mean over samples: the first is ruled by samples that went another way."""
+    return float(errors.square().mean().sqrt()), float(errors.log().mean().exp())
+
+
 def compare(
-    name: str, process: str, network: Network, noise: torch.Tensor, steps: list[int], fitted: StaleScheduler
+    name: str, process: str, network: Network, noise: torch.Tensor, steps: list[int], ours: dict[str, StaleScheduler]
 ) -> None:
-    """Prints a line for each number of steps."""
+    """Prints a line for each number of steps and each of `ours`, then the geometric means over numbers of steps."""
     options = our_options(process)
     reference = walk(network, StaleScheduler(**options, stale_weights="multistep"), noise, REFERENCE_STEPS)
-    deviation = float(reference.std())
     rivals: dict[str, Make] = {label: make for label, _, make in stock_configurations(process) if label in RIVALS}
 
-    def error(scheduler: object, count: int) -> float:
+    def errors(scheduler: object, count: int) -> tuple[float, float]:
         distance = walk(network, scheduler, noise, count) - reference
-        return float(distance.square().mean().sqrt()) / deviation
+        return means(distance.square().flatten(1).mean(1).sqrt() / reference.std())
 
+    ratios: dict[str, list[tuple[float, float]]] = {label: [] for label in ours}
     for count in steps:
         theirs = {}
         for label, make in rivals.items():
             try:
-                theirs[label] = error(make(), count)
+                theirs[label] = errors(make(), count)
             except Exception:  # (some stock schedulers raise on a zero terminal signal: they do not compete)
                 continue
-        theirs = {label: value for label, value in theirs.items() if value == value}
-        best = min(theirs, key=theirs.get)
-        plain, calibrated = error(StaleScheduler(**options), count), error(fitted, count)
-        print(
-            f"{name:12} N={count:<3} uncalibrated {plain:.4f} ({plain / theirs[best]:.2f} of best), calibrated "
-            f"{calibrated:.4f} ({calibrated / theirs[best]:.2f} of best), best {theirs[best]:.4f} {best}",
-            flush=True,
-        )
+        theirs = {label: pair for label, pair in theirs.items() if pair[0] == pair[0]}
+        best = [min(theirs, key=lambda label: theirs[label][kind]) for kind in (0, 1)]
+        for label, scheduler in ours.items():
+            pair = errors(scheduler, count)
+            ratios[label].append(tuple(pair[kind] / theirs[best[kind]][kind] for kind in (0, 1)))
+            print(
+                f"{name:12} N={count:<3} {label:18} rms {pair[0]:.4f} ({ratios[label][-1][0]:.2f} of best), typical "
+                f"{pair[1]:.4f} ({ratios[label][-1][1]:.2f} of best); best {theirs[best[0]][0]:.4f} {best[0]}, "
+                f"typical {theirs[best[1]][1]:.4f} {best[1]}",
+                flush=True,
+            )
+    for label, pairs in ratios.items():
+        rms, typical = torch.tensor(pairs).log().mean(dim=0).exp().tolist()
+        print(f"{name:12} all N   {label:18} {rms:.2f} of best, typical {typical:.2f} of best", flush=True)
 
 
-def barnyard(frames: int, views: int, guidance: float, steps: list[int], samples: int, noises: int) -> None:
+def with_plain(process: str, fitted: StaleScheduler, max_stale: list[int]) -> dict[str, StaleScheduler]:
+    """What is compared: the uncalibrated form, as it is and with fewer stale outputs, and the calibrated one."""
+    options = our_options(process)
+    fewer = {f"at most {count} stale": StaleScheduler(**options, max_stale=count) for count in max_stale}
+    return {"uncalibrated": StaleScheduler(**options)} | fewer | {"calibrated": fitted}
+
+
+def barnyard(
+    frames: int, views: int, guidance: float, steps: list[int], samples: int, noises: int, max_stale: list[int]
+) -> None:
     pipeline = load_pipeline("barnyard", torch.float32, torch.device("cpu"))
     sentences = [caption_of(sample_scene(PROMPT_SEED, index), PROMPT_SEED, index) for index in range(64)]
     settings = CalibrationSettings(
@@ -119,21 +141,25 @@ def barnyard(frames: int, views: int, guidance: float, steps: list[int], samples
     def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return pipeline.predict(sample, timestep, texts, {}, 0.0)
 
-    compare(f"{'2d' if frames * views == 1 else '5d'} guided {guidance:g}", "zsnr", network, noise, steps, fitted)
+    name = f"{'2d' if frames * views == 1 else '5d'} guided {guidance:g}"
+    compare(name, "zsnr", network, noise, steps, with_plain("zsnr", fitted, max_stale))
 
 
-def small_unet(kind: str, seconds: float, steps: list[int], samples: int, noises: int) -> None:
-    """A UNet of diffusers on renderings of 16 x 16, trained for `seconds` of processor time."""
+def small_unet(
+    kind: str, seconds: float, steps: list[int], samples: int, noises: int, max_stale: list[int], seed: int
+) -> None:
+    """A UNet of diffusers on renderings of 16 x 16, trained for `seconds` of processor time; its averaged weights."""
     process = "flow" if kind == "flow" else "sd"
     pictures = torch.stack(
-        [render_scene(sample_scene(5, index), 1, 1, 1, 16, 16).pixels[:, 0, 0, 0] for index in range(2000)]
+        [render_scene(sample_scene(5 + seed, index), 1, 1, 1, 16, 16).pixels[:, 0, 0, 0] for index in range(2000)]
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = UNet2DModel(
         sample_size=16, block_out_channels=(32, 64), norm_num_groups=16, layers_per_block=1,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     scheduler, optimizer = StaleScheduler(**our_options(process)), torch.optim.AdamW(model.parameters(), 1e-3)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     began = time.process_time()
     while (spent := time.process_time() - began) < seconds:
         optimizer.param_groups[0]["lr"] = 1e-3 * (1.0 - spent / seconds)
@@ -144,35 +170,47 @@ def small_unet(kind: str, seconds: float, steps: list[int], samples: int, noises
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.eval().requires_grad_(False)
+        averaged.update_parameters(model)
+    averaged.eval().requires_grad_(False)
 
     def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return model(sample, timestep).sample
+        return averaged(sample, timestep).sample
 
     noise = torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(9))
     scheduler.calibrate(
         network, (3, 16, 16), steps, torch.Generator().manual_seed(1), noises=noises, held_out=max(noises // 2, 1),
         batch_size=64,
     )  # fmt: skip
-    compare(f"small {kind}", process, network, noise, steps, scheduler)
+    compare(f"small {kind}", process, network, noise, steps, with_plain(process, scheduler, max_stale))
 
 
 def step_time(rounds: int = 30, steps: int = 20) -> None:
     """Median time of a run's steps, ours relative to `DPMSolverMultistepScheduler`'s, taking turns."""
     stock = diffusers.DPMSolverMultistepScheduler(**STABLE_DIFFUSION)
+    fitted = StaleScheduler(**our_options("sd"))
+
+    def towards_zero(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(sample)
+
+    generator = torch.Generator().manual_seed(0)
+    fitted.calibrate(towards_zero, (4,), [steps], generator, noises=64, held_out=32, progress_bar=False)
+    timed = {"uncalibrated": StaleScheduler(**our_options("sd")), "calibrated": fitted, "theirs": stock}
     for shape in ((1, 4, 64, 64), (2, 4, 128, 128), (1, 8, 3, 3, 8, 16, 16)):
-        times: dict[str, list[float]] = {"ours": [], "theirs": []}
+        times: dict[str, list[float]] = {name: [] for name in timed}
         sample, output = torch.randn(shape), torch.randn(shape)
         for _ in range(rounds):
-            for name, scheduler in (("ours", StaleScheduler(**our_options("sd"))), ("theirs", stock)):
+            for name, scheduler in timed.items():
                 scheduler.set_timesteps(steps)
                 scheduler.step(output, scheduler.timesteps[0], sample)
                 began = time.perf_counter()
                 for timestep in scheduler.timesteps[1:]:
                     scheduler.step(output, timestep, sample)
                 times[name].append((time.perf_counter() - began) / (steps - 1))
-        ours, theirs = (sorted(values)[rounds // 2] * 1e6 for values in times.values())
-        print(f"step of {shape}: {ours:.0f} us, DPMSolverMultistep {theirs:.0f} us, ratio {ours / theirs:.2f}")
+        medians = {name: sorted(values)[rounds // 2] * 1e6 for name, values in times.items()}
+        ratios = ", ".join(
+            f"{name} {value:.0f} us ({value / medians['theirs']:.2f})" for name, value in medians.items()
+        )
+        print(f"step of {shape}: {ratios}")
 
 
 def main() -> None:
@@ -184,6 +222,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--noises", type=int, default=16, help="to calibrate on; half as many more are held out")
     parser.add_argument("--seconds", type=float, default=90.0, help="of training of each small UNet")
+    parser.add_argument("--max-stale", nargs="*", type=int, default=[], help="also uncalibrated, with at most so many")
+    parser.add_argument("--seed", type=int, default=0, help="of the small UNets and of what they are trained on")
     parser.add_argument("--step-time", action="store_true", help="time steps, and nothing else")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -195,11 +235,13 @@ def main() -> None:
     with torch.no_grad():
         for network in arguments.networks:
             for guidance in arguments.guidance if network.startswith("barnyard") else ():
-                frames, views = (1, 1) if network == "barnyard-2d" else (4, 3)
-                barnyard(frames, views, guidance, arguments.steps, arguments.samples, arguments.noises)
+                frames, views = (1, 1) if network == "barnyard-2d" else (4, 2)
+                sizes = (arguments.samples, arguments.noises, arguments.max_stale)
+                barnyard(frames, views, guidance, arguments.steps, *sizes)
     for network in arguments.networks:
         if not network.startswith("barnyard"):
-            small_unet(network, arguments.seconds, arguments.steps, arguments.samples, 2 * arguments.noises)
+            sizes = (4 * arguments.samples, 2 * arguments.noises, arguments.max_stale, arguments.seed)
+            small_unet(network, arguments.seconds, arguments.steps, *sizes)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Error: distance of the endpoint from that of the exact probability-flow path of 
 deviation. Network evaluations are counted; a configuration competes at N if it needs at most N. For each process and N
 it prints the geometric mean over problems of our error, and its ratio to "fixed" (the configuration that is best on
 average for that N) and to "oracle" (for each problem the best of all, chosen with hindsight); then the sliced
-Wasserstein distance from true samples, relative to that of "fixed". Several seeds are one suite.
+Wasserstein distance from true samples, relative to that of "fixed". Several seeds are taken together.
 
 Calibration sees other noises than those it is measured on.
 """
@@ -33,11 +33,12 @@ from stock_schedulers import (
     stock_configurations,
 )
 
-from diffusers_stale.evaluation.exact_problems import EXACT_PROBLEMS, ExactProblem
+from diffusers_stale.evaluation.exact_problems import EXACT_PROBLEMS, SECOND_PROBLEMS, ExactProblem
 from diffusers_stale.scheduling_stale import StaleScheduler
 
 
 OURS = ("uncalibrated", "calibrated")
+SUITES = {"core": EXACT_PROBLEMS, "second": SECOND_PROBLEMS}
 NOISE_SEED, CALIBRATION_SEED, SAMPLE_SEED = 77, 555, 888
 DIRECTIONS = 128
 """Of the sliced Wasserstein distance."""
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", default=list(PROCESSES), choices=list(PROCESSES))
     parser.add_argument("--steps", nargs="+", type=int, default=[4, 5, 6, 8, 10, 15, 20, 30, 50])
     parser.add_argument("--problems", nargs="+", default=list(EXACT_PROBLEMS), choices=list(EXACT_PROBLEMS))
+    parser.add_argument("--suite", default="core", choices=list(SUITES), help="second: other sizes, for final figures")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--samples", type=int, default=24, help="noises a problem")
     parser.add_argument("--uncalibrated", action="store_true", help="leave out calibration, which takes longest")
@@ -146,7 +148,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    suite = [(seed, EXACT_PROBLEMS[name](seed)) for seed in arguments.seeds for name in arguments.problems]
+    suite = [(seed, SUITES[arguments.suite][name](seed)) for seed in arguments.seeds for name in arguments.problems]
     for process in arguments.processes:
         compare(process, arguments.steps, suite, arguments.samples, not arguments.uncalibrated)
 
