@@ -50,6 +50,9 @@ NEIGHBOURS = 6
 GUIDANCE_TOLERANCE = 0.25
 """A guidance scale differs much if it differs by more than this share of the calibrated one."""
 
+SHIFT_TOLERANCE = 0.25
+"""A flow shift differs much if its log differs by more than this."""
+
 WEIGHTS_TOLERANCE = 0.05
 """A checkpoint differs much if sampled weights differ by more than this, relative to their root mean square."""
 
@@ -98,6 +101,10 @@ class Calibration:
             )
         self.provenance: dict[str, Any] = dict(data.get("provenance", {}))
         self.entries = {int(steps): _checked(steps, entry, process) for steps, entry in data["entries"].items()}
+
+    def fits_shift(self, shift: float) -> bool:
+        """Whether flows that are shifted by `shift` are, within tolerance, those that it was made for."""
+        return abs(math.log(shift / self.provenance.get("shift", shift))) <= SHIFT_TOLERANCE
 
     def suggest_steps(self, max_error: float) -> int:
         """The smallest calibrated number of steps whose held-out error is at most `max_error`.
@@ -449,6 +456,7 @@ class CalibrationMixin:
             progress_bar, conditions,
         )  # fmt: skip
         made_with = {"noises": noises, "held_out": held_out, "teacher_steps": teacher_steps, "shape": list(shape)}
+        made_with["shift"] = self.clock_shift
         found["provenance"] = made_with | (provenance or {})
         self.calibration = Calibration(found, self.process)
         self.register_to_config(clock=clock, calibration=found)
@@ -462,6 +470,24 @@ class CalibrationMixin:
             logger.warning(f"The calibration was made for {mismatch}: it is left aside. Calibrate again to use one.")
         self._calibration_fits = mismatch is None
         return self._calibration_fits
+
+    def _entry_for(self, steps: int) -> Entry | None:
+        """What the calibration says of so many steps, if it is in force; warns where a flow is shifted otherwise."""
+        if self.calibration is None or not self._calibration_fits:
+            return None
+        if self.calibration.fits_shift(self.clock_shift):
+            return self.calibration.entries.get(steps)
+        logger.warning(
+            f"The calibration was made for flows shifted by {self.calibration.provenance['shift']:.3g}, not "
+            f"{self.clock_shift:.3g}: it is left aside. Calibrate again to use one."
+        )
+        return None
+
+    @property
+    def clock_in_force(self) -> dict[str, list[float]] | None:
+        """The measured clock, or None for the prior's: where there is none, and where the calibration does not fit."""
+        fits = self.calibration is None or self.calibration.fits_shift(self.clock_shift)
+        return self.config.clock if fits and self._calibration_fits else None
 
     def suggest_steps(self, max_error: float = 0.02) -> int:
         """The smallest calibrated number of steps whose held-out error, relative to the data's deviation, is at most

@@ -270,8 +270,8 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
 
     def _entropic_angles(self, steps: int) -> np.ndarray:
         """`steps` angles between which the entropic clock advances alike, from the end of the process on."""
-        process, clock = self.process, self.config.clock
-        if clock is None or not self._calibration_fits:
+        process, clock = self.process, self.clock_in_force
+        if clock is None:
             return entropic_angles(steps, process.start, process.end, self.clock_shift)
         angles = np.append(np.linspace(process.start, process.end, 4096), 0.0)
         times = np.interp(-angles, -np.asarray(clock["angles"]), np.asarray(clock["times"]))
@@ -332,8 +332,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         most = self.config.num_train_timesteps
         if isinstance(steps, bool) or not 1 <= steps <= most:
             raise ValueError(f"`num_inference_steps` must be between 1 and {most}, got {steps}; take fewer steps.")
-        if self.calibration is not None and self._calibration_fits:
-            self._entry = self.calibration.entries.get(int(steps))
+        self._entry = self._entry_for(int(steps))
         return self._spaced_timesteps(int(steps)) if self._entry is None else np.asarray(self._entry.timesteps)
 
     def _timesteps_of_sigmas(self, sigmas: np.ndarray) -> np.ndarray:

@@ -147,6 +147,21 @@ def test_it_is_left_aside_where_guidance_or_checkpoint_differ_much(caplog):
     assert used()
 
 
+def test_it_is_left_aside_where_a_flow_is_shifted_otherwise(caplog):
+    options = {"prediction_type": "flow_prediction", "use_dynamic_shifting": True}
+    scheduler = StaleScheduler(**options)
+    scheduler.set_timesteps(STEPS[0], mu=0.5)
+    scheduler.calibrate(Network(scheduler, "power_law"), (256,), STEPS, torch.Generator().manual_seed(0), **QUICK)
+    assert scheduler.calibration.provenance["shift"] == pytest.approx(math.exp(0.5))
+    calibrated_times = scheduler.calibration.entries[STEPS[0]].timesteps
+    scheduler.set_timesteps(STEPS[0], mu=0.55)
+    assert scheduler.timesteps.tolist() == pytest.approx(calibrated_times)
+    scheduler.set_timesteps(STEPS[0], mu=1.2)
+    plain = StaleScheduler(**options)
+    plain.set_timesteps(STEPS[0], mu=1.2)
+    assert scheduler.timesteps.tolist() == plain.timesteps.tolist()
+
+
 def test_the_smallest_number_of_steps_that_will_do():
     scheduler, _ = calibrated()
     errors = {steps: entry.error for steps, entry in scheduler.calibration.entries.items()}

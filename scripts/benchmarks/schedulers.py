@@ -44,10 +44,10 @@ DIRECTIONS = 128
 """Of the sliced Wasserstein distance."""
 
 
-def our_configuration(process: str) -> Make:
+def our_configuration(process: str, weights: str = "entropic") -> Make:
     """What `StaleScheduler.from_config` makes of a stock scheduler of the process."""
     known = {key: value for key, value in PROCESSES[process].items() if not key.startswith("use_")}
-    return lambda: StaleScheduler(**{"rescale_betas_zero_snr": False} | known)
+    return lambda: StaleScheduler(**{"rescale_betas_zero_snr": False, "stale_weights": weights} | known)
 
 
 def error(process: str, problem: ExactProblem, make: Make, evaluations: int, steps: int, paths: tuple) -> float | None:
@@ -97,13 +97,17 @@ def distance_from_data(process: str, problem: ExactProblem, make: Make, evaluati
     return sliced_wasserstein(samples, problem.true_samples(1024, generator))
 
 
-def compare(process: str, steps: list[int], suite: list[tuple[int, ExactProblem]], samples: int, fit: bool) -> None:
+def compare(
+    process: str, steps: list[int], suite: list[tuple[int, ExactProblem]], samples: int, fit: bool, others: list[str]
+) -> None:
     stock = list(stock_configurations(process))
     errors: dict[tuple[int, str], list[float | None]] = {}
     ours: list[dict[str, Make]] = []
     for seed, problem in suite:
         paths = exact_paths(process, problem, seed, samples)
-        ours.append({OURS[0]: our_configuration(process)})
+        ours.append(
+            {OURS[0]: our_configuration(process)} | {name: our_configuration(process, name) for name in others}
+        )
         if fit:
             ours[-1][OURS[1]] = calibrated(process, problem, steps, seed)
         for name, evaluations, make in [*((name, 1, make) for name, make in ours[-1].items()), *stock]:
@@ -114,7 +118,7 @@ def compare(process: str, steps: list[int], suite: list[tuple[int, ExactProblem]
         theirs = {
             name: np.log(values)
             for (number, name), values in errors.items()
-            if number == count and name not in OURS and None not in values
+            if number == count and name not in ours[0] and None not in values
         }
         best = min(theirs, key=lambda name: theirs[name].mean())
         oracle = np.min(list(theirs.values()), axis=0)
@@ -144,13 +148,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--samples", type=int, default=24, help="noises a problem")
     parser.add_argument("--uncalibrated", action="store_true", help="leave out calibration, which takes longest")
+    parser.add_argument("--weights", nargs="*", default=[], choices=["gaussian", "multistep", "none"], help="too")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
     suite = [(seed, SUITES[arguments.suite][name](seed)) for seed in arguments.seeds for name in arguments.problems]
     for process in arguments.processes:
-        compare(process, arguments.steps, suite, arguments.samples, not arguments.uncalibrated)
+        fit = not arguments.uncalibrated
+        compare(process, arguments.steps, suite, arguments.samples, fit, arguments.weights)
 
 
 if __name__ == "__main__":

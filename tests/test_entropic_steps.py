@@ -1,0 +1,81 @@
+"""The prior of stale weights: its paths are those of its own differential equations, and errors are not amplified."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_stale.entropic_steps import (
+    HIGHEST_RATIO,
+    entropic_angles,
+    entropic_weights,
+    gaussian_weights,
+    stale_prior,
+    wandering_errors,
+)
+from diffusers_stale.scheduling_stale import StaleScheduler
+
+
+def levels(steps: int, start: float) -> tuple[np.ndarray, np.ndarray]:
+    angles = np.append(entropic_angles(steps, start, 0.03), 0.0)
+    return np.cos(angles), np.sin(angles)
+
+
+@pytest.mark.parametrize("start", [math.atan(14.6), math.atan(3.0)])
+def test_paths_with_wandering_errors_solve_their_equation(start):
+    network = wandering_errors(1.0)
+    angles = np.linspace(start, 0.05, 20001)
+    sample = np.zeros(len(network.share))
+    errors = network.errors(angles, start)
+    for here, there, wrong in zip(angles[:-1], angles[1:], errors[:-1], strict=True):
+        alpha, sigma = math.cos(here), math.sin(here)
+        clean = network.clean(sample, alpha, sigma, wrong)
+        sample = sample + (there - here) * (alpha * (sample - alpha * clean) / sigma - sigma * clean)
+    known = network.paths(np.array([start, 0.3, 0.05]))
+    assert (known[0] == 0.0).all()
+    np.testing.assert_allclose(known[-1], sample, rtol=2e-2, atol=2e-3 * np.abs(sample).max())
+
+
+def test_errors_are_finite_at_pure_noise_and_grow_with_the_noise():
+    network = wandering_errors(1.0)
+    angles = np.array([math.pi / 2, math.atan(7.0), math.atan(0.1), 0.0])
+    errors = network.errors(angles, math.pi / 2)
+    assert np.isfinite(errors).all()
+    slowest = errors[:, network.mode == 0]
+    np.testing.assert_allclose(slowest[:, 0], [HIGHEST_RATIO, 7.0, 0.1, 0.0], atol=1e-12)
+    assert np.isfinite(network.paths(angles)).all()
+
+
+@pytest.mark.parametrize("start", [math.atan(14.6), math.pi / 2])
+@pytest.mark.parametrize("steps", [2, 5, 10, 20, 50])
+def test_weights_sum_to_one_and_trust_pure_noise_less_than_a_perfect_network_would(steps, start):
+    ours, perfect = (weigh(*levels(steps, start), None) for weigh in (entropic_weights, gaussian_weights))
+    for number, weights in enumerate(ours):
+        assert weights.sum() == pytest.approx(1.0)
+        assert len(weights) == min(number, 4) + 1
+    if start == math.pi / 2 and steps >= 10:
+        assert abs(ours[1][1]) < abs(perfect[1][1])
+
+
+@pytest.mark.parametrize("steps", [8, 12, 20])
+def test_errors_that_are_new_in_each_evaluation_are_amplified_less(steps):
+    """A network for N(0, 1) that errs by 0.05 r: its samples stay nearer to the exact ones than with `gaussian`."""
+    draw, distances = torch.Generator().manual_seed(3), {}
+    noise = torch.randn(4000, generator=draw)
+    for name in ("entropic", "gaussian"):
+        scheduler = StaleScheduler(stale_weights=name, prediction_type="sample")
+        scheduler.set_timesteps(steps)
+        draw, sample = torch.Generator().manual_seed(4), noise
+        for timestep in scheduler.timesteps:
+            alpha, sigma = (float(level) for level in scheduler.noise_levels(timestep.reshape(1)))
+            error = 0.05 * min(sigma / max(alpha, 1e-6), HIGHEST_RATIO) * torch.randn(4000, generator=draw)
+            sample = scheduler.step(alpha * sample + error, timestep, sample).prev_sample
+        distances[name] = float((sample - noise).square().mean().sqrt())
+    assert distances["entropic"] < 0.6 * distances["gaussian"]
+
+
+def test_the_prior_has_both_kinds_of_data():
+    prior = stale_prior(0.5)
+    assert prior.share[prior.centre == 0.0].sum() == pytest.approx(1.0)
+    assert prior.share[prior.centre > 0.0].sum() == pytest.approx(0.5)
