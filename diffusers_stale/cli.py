@@ -132,6 +132,7 @@ def generate(
     ] = None,
     guidance: Annotated[float, typer.Option(help="How strictly to follow the sentence; 1: least, and fastest.")] = 3.0,
     baseline: Baseline = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Let the last frame lead to the first; takes longer.")] = False,
     negative: Annotated[str | None, typer.Option(help="What should not be seen, in words.")] = None,
     device: Device = "auto",
     dtype: Annotated[DTypeName, typer.Option(help="Precision; the short ones save memory on a GPU.")] = "float32",
@@ -162,6 +163,7 @@ def generate(
             num_inference_steps=steps,
             guidance_scale=guidance,
             baseline=baseline,
+            loop=loop,
             # Drawn on the CPU, so that a seed means the same movie on every device.
             generator=torch.Generator("cpu").manual_seed(seed),
             force=force,

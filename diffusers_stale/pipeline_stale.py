@@ -313,6 +313,7 @@ class StaleDiffusionPipeline(
         guidance_rescale: float = 0.0,
         baseline: float = 1.0,
         view_spacing: float = 1.0,
+        loop: bool = False,
         frame_rate: float = 8.0,
         num_videos_per_prompt: int = 1,
         generator: Generators = None,
@@ -342,6 +343,7 @@ class StaleDiffusionPipeline(
             guidance_rescale: from 0 to 1, how far to undo what guidance does to contrast.
             baseline: factor on the distance of all cameras, and so on disparity.
             view_spacing: distance of neighbouring cameras in trained view steps; 0.5 for a grid twice as dense.
+            loop: the last frame is followed by the first; takes longer, see `StaleUNet5DConditionModel.forward`.
             frame_rate: frames a second that the light field is to be shown at.
             num_videos_per_prompt: movies for each prompt.
             generator: of the noise; a list of one for each movie makes each the same as it would be alone.
@@ -389,6 +391,7 @@ class StaleDiffusionPipeline(
         conditions = {
             "view_baseline": baseline,
             "view_spacing": view_spacing,
+            "loop": loop,
             "cross_attention_kwargs": cross_attention_kwargs,
         }
         denoised = self.denoise(
@@ -403,6 +406,7 @@ class StaleDiffusionPipeline(
                 "num_inference_steps": self.num_timesteps,
                 "guidance_scale": guidance_scale,
                 "guidance_rescale": guidance_rescale,
+                "loop": loop,
                 "latents_given": latents is not None,
                 "checkpoint": checkpoint_name(self.config.get("_name_or_path"), self.unet.config.get("_name_or_path")),
                 "dtype": str(self.unet.dtype).removeprefix("torch."),

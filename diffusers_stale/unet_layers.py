@@ -9,6 +9,7 @@ resolutions, and a layer after every resnet would double their cost.
 Everything works on folded images, `(batch * view_rows * view_cols * frames, channels, height, width)`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,13 +37,15 @@ SMALLEST_VIEW_HEAD = 16
 class Conditions(NamedTuple):
     """What every layer of a forward pass is told beside its images.
 
-    `time_embedding` has shape `(images, channels)`, `text` `(images, tokens, channels)`.
+    `time_embedding` has shape `(images, channels)`, `text` `(images, tokens, channels)`. With `loop` the last frame is
+    followed by the first.
     """
 
     time_embedding: torch.Tensor
     text: torch.Tensor
     grid: ViewGrid
     cross_attention_kwargs: dict[str, Any] | None
+    loop: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +119,12 @@ class StaleBlock(nn.Module):
         if self.motion_modules is None:
             return hidden_states
         no_text, no_timestep, no_labels = None, None, None
-        frames = conditions.grid.frames
-        return self.run(self.motion_modules[index], hidden_states, no_text, no_timestep, no_labels, frames)
+        frames, time_layer = conditions.grid.frames, self.motion_modules[index]
+
+        def moved(images: torch.Tensor) -> torch.Tensor:
+            return self.run(time_layer, images, no_text, no_timestep, no_labels, frames)
+
+        return circular(moved, hidden_states, frames) if conditions.loop else moved(hidden_states)
 
     def exchange(self, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """View layers of the block: mix views of each frame."""
@@ -191,6 +198,17 @@ class StaleUpBlock(StaleBlock):
         for upsampler in self.upsamplers or ():
             hidden_states = upsampler(hidden_states, upsample_size)
         return hidden_states
+
+
+def circular(layer: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, frames: int) -> torch.Tensor:
+    """What `layer` makes of each frame when frames are turned around until that one is in the middle of the line.
+
+    A layer that knows positions so treats a loop like a line without ends: turn the frames of `images` around, and the
+    result turns with them. It costs as many calls as there are frames.
+    """
+    lines, middle = images.unflatten(0, (-1, frames)), frames // 2
+    turned = (layer(lines.roll(middle - frame, dims=1).flatten(0, 1)) for frame in range(frames))
+    return torch.stack([line.unflatten(0, (-1, frames))[:, middle] for line in turned], dim=1).flatten(0, 1)
 
 
 def time_layer(channels: int, options: NewLayerOptions) -> AnimateDiffTransformer3D:

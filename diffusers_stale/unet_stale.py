@@ -226,6 +226,7 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         encoder_hidden_states: torch.Tensor,
         view_baseline: float | torch.Tensor = 1.0,
         view_spacing: float = 1.0,
+        loop: bool = False,
         class_labels: torch.Tensor | None = None,
         timestep_cond: torch.Tensor | None = None,
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
@@ -241,6 +242,8 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
             encoder_hidden_states: text, shape `(batch, tokens, cross_attention_dim)`.
             view_baseline: factor on the distance of cameras, and so on disparity; one for all, or of shape `(batch,)`.
             view_spacing: distance of neighbouring views in trained view steps; 0.5 for a grid twice as dense.
+            loop: time is a circle, the last frame is followed by the first; time layers cost as many times as much as
+                there are frames.
             class_labels: shape `(batch,)` or what `class_embed_type` asks for.
             timestep_cond: shape `(batch, time_cond_proj_dim)`, added to the embedded timestep (guidance embedding).
             added_cond_kwargs: `text_embeds` and `time_ids`, each of first axis `batch`, for `"text_time"` (SDXL).
@@ -260,6 +263,7 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
             text=self.text_of_images(encoder_hidden_states, grid),
             grid=grid,
             cross_attention_kwargs=cross_attention_kwargs,
+            loop=loop,
         )
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0

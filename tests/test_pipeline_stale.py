@@ -94,6 +94,16 @@ def test_baseline_and_spacing_reach_the_network(tiny_pipeline):
 # ---- same seed, same movie ---------------------------------------------------------------------------------------
 
 
+def test_a_loop_of_turned_noise_is_the_turned_loop(make_pipeline):
+    pipeline = make_pipeline()
+    noise = torch.randn((1, LATENT_CHANNELS, 1, 2, 5, 4, 4), generator=seeded())
+    options = {"view_rows": 1, "view_cols": 2, "num_frames": 5}
+    loop = run(pipeline, latents=noise, loop=True, **options)
+    turned = run(pipeline, latents=noise.roll(2, dims=4), loop=True, **options)
+    assert torch.allclose(turned, loop.roll(2, dims=4), atol=1e-4)
+    assert not torch.allclose(run(pipeline, latents=noise, **options), loop, atol=1e-3)
+
+
 def test_same_seed_same_movie(tiny_pipeline):
     assert torch.equal(run(tiny_pipeline), run(tiny_pipeline))
     assert not torch.allclose(run(tiny_pipeline), run(tiny_pipeline, generator=seeded(1)), atol=1e-2)

@@ -10,6 +10,7 @@ from torch import nn
 from diffusers_stale.axes import IMAGE_AXES, axis_index, fold, unfold, view_coordinates
 from diffusers_stale.inflation import is_new_parameter, new_parameter_names
 from diffusers_stale.unet_config import SPATIAL_KEYS
+from diffusers_stale.unet_layers import circular
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 from diffusers_stale.view_layers import (
     EpipolarAttention,
@@ -199,6 +200,32 @@ def test_time_layers_mix_frames_of_the_same_view_only():
     expected = torch.zeros(BATCH, 2, 3, 5, dtype=torch.bool)
     expected[1, 1, 2, :] = True
     assert torch.equal(touched, expected)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("turn", [1, 3])
+def test_a_loop_that_is_turned_around_comes_out_turned_around(frames, turn):
+    unet, sample = tiny_unet(), light_field(frames=frames)
+    turned = run(unet, sample.roll(turn, dims=axis_index("frames")), loop=True)
+    assert torch.allclose(turned, run(unet, sample, loop=True).roll(turn, dims=axis_index("frames")), atol=1e-4)
+    line = run(unet, sample.roll(turn, dims=axis_index("frames")))
+    is_still = torch.allclose(line, run(unet, sample).roll(turn, dims=axis_index("frames")), atol=1e-3)
+    assert is_still == (frames == 1), "without `loop` places in the line must count, or this test sees nothing"
+
+
+def test_in_a_loop_the_middle_frame_sees_what_it_sees_in_a_line():
+    layer = tiny_unet().down_blocks[0].motion_modules[0]
+    images = torch.randn(5, 8, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        line = layer(images, None, None, None, 5)
+        loop = circular(lambda turned: layer(turned, None, None, None, 5), images, 5)
+    assert torch.equal(loop[2], line[2])
+    assert not torch.allclose(loop[0], line[0], atol=1e-3)
+
+
+def test_an_untrained_loop_is_a_line():
+    unet, sample = tiny_unet(awake=False), light_field()
+    assert torch.equal(run(unet, sample, loop=True), run(unet, sample))
 
 
 @pytest.mark.parametrize("options", [{"time_layers": False}, {}])
