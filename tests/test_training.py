@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,9 +33,17 @@ from diffusers_stale.training.config import PRESETS, STAGES, TrainingConfig, wit
 from diffusers_stale.training.denoising import DenoisingTask
 from diffusers_stale.training.grids import cut, parse_grids
 from diffusers_stale.training.latents import PoolRequest, cached_pool, render_clip, render_pool
-from diffusers_stale.training.loop import SCHEDULES, LaunchError, MovingAverage, make_accelerator, rate_factor
+from diffusers_stale.training.loop import (
+    SCHEDULES,
+    LaunchError,
+    MovingAverage,
+    StoppedError,
+    make_accelerator,
+    rate_factor,
+)
 from diffusers_stale.training.losses import LOSSES, cr_hinge, gradient_difference, peak_signal_to_noise, sample_errors
 from diffusers_stale.training.noise_meter import NoiseErrorMeter
+from diffusers_stale.training.stage_image import ImageTask
 from diffusers_stale.training.stage_text import corpus
 from diffusers_stale.training.stages import train_stage
 from diffusers_stale.training.vocabulary import CRYING_JOY, build_tokenizer, save_tokenizer
@@ -111,14 +121,8 @@ def copy_inputs(run_folder: Path, target: Path) -> Path:
     return target
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(run_folder: Path, tmp_path: Path):
-    four = replace(SMOKE, image=replace(SMOKE.image, max_steps=4, schedule="constant"))
-    two = replace(four, image=replace(four.image, max_steps=2, foreground_anneal=0.0))
-    four = replace(four, image=replace(four.image, foreground_anneal=0.0))
-    whole, parted = copy_inputs(run_folder, tmp_path / "whole"), copy_inputs(run_folder, tmp_path / "parted")
-    train_stage("image", four, whole)
-    train_stage("image", two, parted)
-    train_stage("image", four, parted, resume=True)
+def assert_same_end(whole: Path, parted: Path) -> None:
+    """Two runs of four steps of the image stage have ended alike, to the bit."""
     ours, theirs = (
         load_checkpoint(folder / "image_run" / "checkpoints" / "step-00000004") for folder in (whole, parted)
     )
@@ -127,6 +131,46 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run_folder: Path, tmp_path: P
         assert expected.keys() == got.keys()
         assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert theirs.state["images"] == ours.state["images"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(run_folder: Path, tmp_path: Path):
+    four = replace(SMOKE, image=replace(SMOKE.image, max_steps=4, schedule="constant"))
+    two = replace(four, image=replace(four.image, max_steps=2, foreground_anneal=0.0))
+    four = replace(four, image=replace(four.image, foreground_anneal=0.0))
+    whole, parted = copy_inputs(run_folder, tmp_path / "whole"), copy_inputs(run_folder, tmp_path / "parted")
+    train_stage("image", four, whole)
+    train_stage("image", two, parted)
+    train_stage("image", four, parted, resume=True)
+    assert_same_end(whole, parted)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_saves_and_can_be_resumed_to_the_bit(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
+):
+    four = replace(SMOKE, image=replace(SMOKE.image, max_steps=4, schedule="constant", foreground_anneal=0.0))
+    whole, parted = copy_inputs(run_folder, tmp_path / "whole"), copy_inputs(run_folder, tmp_path / "parted")
+    train_stage("image", four, whole)
+    batch_of = ImageTask.batch
+
+    def interrupting(task: ImageTask, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
+        if step == 1:
+            os.kill(os.getpid(), kind)
+        return batch_of(task, step, rank, fraction)
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageTask, "batch", interrupting)
+        with pytest.raises(StoppedError) as stopped:
+            train_stage("image", four, parted)
+    assert stopped.value.code == 128 + kind
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    checkpoints = parted / "image_run" / "checkpoints"
+    assert [folder.name for folder in checkpoint_folders(checkpoints)] == ["step-00000002"]
+    assert f"stopped by {kind.name}" in (parted / "image_run" / "log.txt").read_text()
+    assert not (parted / "image").exists()
+    train_stage("image", four, parted, resume=True)
+    assert_same_end(whole, parted)
 
 
 def test_a_stage_starts_from_the_weights_of_an_earlier_pipeline(run_folder: Path, tmp_path: Path):

@@ -8,7 +8,9 @@ import math
 import os
 import resource
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from accelerate.utils import DistributedDataParallelKwargs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 
@@ -43,6 +45,31 @@ def training_attention(device: torch.device) -> AbstractContextManager:
 
 class LaunchError(RuntimeError):
     """The processes that were started are not those that train together."""
+
+
+class StoppedError(SystemExit):
+    """The run was told to stop by a signal, and has saved; the exit status is the shell's for that signal."""
+
+
+class StopRequest:
+    """Within it, SIGTERM and SIGINT do not end the process but set `signal`; a second one does what it did before."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {kind: signal.signal(kind, self._note) for kind in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _note(self, kind: int, frame: object) -> None:
+        self.signal = kind
+        self.__exit__()
 
 
 class Task(Protocol):
@@ -170,11 +197,13 @@ class Trainer:
         """Seconds of training so far, those before a resumption included."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def agreed_seconds(self) -> float:
-        """`seconds` of the main process, so that all processes anneal and end alike."""
+    def agreed(self, stop: StopRequest) -> tuple[float, int]:
+        """Seconds of training and the signal to stop at, 0 for none, alike on all processes: the most of any."""
         if self.accelerator.num_processes == 1:
-            return self.seconds
-        return float(broadcast(torch.tensor([self.seconds], dtype=torch.float64)).item())
+            return self.seconds, stop.signal
+        mine = torch.tensor([[self.seconds, stop.signal]], device=self.accelerator.device)
+        seconds, kind = self.accelerator.gather(mine).amax(dim=0).tolist()
+        return seconds, int(kind)
 
     def fraction(self, seconds: float) -> float:
         """How much of the budget is spent, 0 to 1."""
@@ -183,12 +212,24 @@ class Trainer:
         return min(1.0, max(by_steps, by_time))
 
     def run(self) -> dict[str, Any]:
-        """Trains; afterwards the module holds the averaged weights. Returns figures for the report."""
+        """Trains; afterwards the module holds the averaged weights. Returns figures for the report.
+
+        On SIGTERM and SIGINT it finishes the step, saves, and raises `StoppedError`; `resume` goes on from there.
+        """
+        with StopRequest() as stop:
+            return self._run(stop)
+
+    def _run(self, stop: StopRequest) -> dict[str, Any]:
         main = self.accelerator.is_main_process
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if main else None
         saved, logged_at, logged_images = self.seconds_before, self.seconds, self.images
         waited = 0.0
-        while (fraction := self.fraction(seconds := self.agreed_seconds())) < 1.0:
+        while True:
+            seconds, kind = self.agreed(stop)
+            if (fraction := self.fraction(seconds)) >= 1.0:
+                break
+            if kind:
+                self.stop(kind)
             if seconds - saved > self.config.save_every:
                 self.save()
                 saved = seconds
@@ -215,6 +256,14 @@ class Trainer:
             self.say(f"finished: {json.dumps(figures)}")
             writer.close()
         return figures
+
+    def stop(self, kind: int) -> None:
+        """Saves, says so, and raises `StoppedError`."""
+        self.save()
+        if self.accelerator.is_main_process:
+            name = signal.Signals(kind).name
+            self.say(f"stopped by {name} and saved after step {self.step}; the same command with --resume goes on")
+        raise StoppedError(128 + kind)
 
     def train_step(self, batch: dict[str, Any], fraction: float) -> torch.Tensor:
         """One step of the optimizer; skipped where the gradient is not finite."""
