@@ -50,7 +50,10 @@ WANDERING_MODES = 4
 """Such errors go as cos(mode * pi * entropic time), for modes from 0 to one less than this."""
 
 ROUGHNESS = 5e-5
-"""Variance, at a noise-to-signal ratio of 1, of errors of a network that are new in each evaluation."""
+"""Variance, at a noise-to-signal ratio of 1, of errors of a network that are new in each evaluation: in few steps."""
+
+ROUGHNESS_DECAY = (10, 0.1)
+"""From so many steps on, `ROUGHNESS` counts less by so many powers of ten with each, lest it limit the order."""
 
 PATH_STEPS_PER_E = 12
 """Runge-Kutta steps of exact paths for each factor e of the noise-to-signal ratio."""
@@ -262,6 +265,12 @@ def ridge_of(steps: int) -> float:
     return max(10.0 ** (-4.655 - 0.088 * (steps - 5)), 10.0**-9.0)
 
 
+def roughness_of(steps: int) -> float:
+    """`ROUGHNESS`, as it counts in a run of so many steps."""
+    first, power = ROUGHNESS_DECAY
+    return ROUGHNESS * 10.0 ** (-power * max(steps - first, 0))
+
+
 def entropic_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
     """Weights of the newest and up to `max_stale` older clean predictions at each step, of sum 1.
 
@@ -274,11 +283,8 @@ def entropic_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | No
     """
     if max_stale is None:
         max_stale = MOST_STALE
-    return list(
-        _fitted_weights(
-            tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, PAIR_SHARE, WANDERING_SHARE, ROUGHNESS
-        )
-    )
+    levels, roughness = (tuple(alphas.tolist()), tuple(sigmas.tolist())), roughness_of(len(alphas) - 1)
+    return list(_fitted_weights(*levels, max_stale, PAIR_SHARE, WANDERING_SHARE, roughness))
 
 
 def gaussian_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
