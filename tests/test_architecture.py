@@ -80,7 +80,7 @@ PLACES_OF_LIBRARY = {
         "scripts/",
         "tests/",
     ),
-    "typer": ("diffusers_stale/cli.py", "tests/"),
+    "typer": ("diffusers_stale/cli/", "tests/"),
     "huggingface_hub": ("diffusers_stale/hub.py", "tests/"),
     "peft": ("tests/",),
 }

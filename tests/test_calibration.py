@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from diffusers_stale.calibration import Calibration, cost, sample_weights_of
-from diffusers_stale.cli import calibration_prompts, parse_counts
+from diffusers_stale.cli.inspection import calibration_prompts
+from diffusers_stale.cli.options import parse_counts
 from diffusers_stale.entropic_steps import entropic_clock, measured_clock
 from diffusers_stale.evaluation.exact_problems import EXACT_PROBLEMS
 from diffusers_stale.evaluation.scheduler_plot import load_scheduler, noise_levels_of, plot_scheduler, weights_of

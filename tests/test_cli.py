@@ -11,7 +11,11 @@ from typer.testing import CliRunner
 
 import diffusers_stale.hub
 from diffusers_stale import LightField, StaleDiffusionPipeline, __version__
-from diffusers_stale.cli import CONTENTS, app, one_line, parse_pair, parse_size, without_header
+from diffusers_stale.cli import app
+from diffusers_stale.cli.app import one_line
+from diffusers_stale.cli.generation import CONTENTS
+from diffusers_stale.cli.inspection import without_header
+from diffusers_stale.cli.options import parse_pair, parse_size
 from diffusers_stale.light_field.movie_folder import FILE_NAMES
 
 
