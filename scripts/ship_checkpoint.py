@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffusers_stale.checkpoints import ROOT as CHECKPOINTS
 from diffusers_stale.model_card import model_card
-from diffusers_stale.training.stages import REPORT, collect_reports
+from diffusers_stale.training.reports import REPORT, collect_reports
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -64,7 +64,18 @@ ALLOWED = {
     "evaluation": {*MODEL, "data", "light_field", "pipeline", "version"},
     "names": {*MODEL, "checkpoints", "light_field", "pipeline", "version"},
     "hub": {*MODEL, "checkpoints", "light_field", "names", "pipeline", "version"},
-    "cli": {*MODEL, "checkpoints", "data", "evaluation", "hub", "light_field", "names", "pipeline", "version"},
+    "cli": {
+        *MODEL,
+        "checkpoints",
+        "data",
+        "evaluation",
+        "hub",
+        "light_field",
+        "names",
+        "pipeline",
+        "training",
+        "version",
+    },  # fmt: skip
 }
 """What each room may import of the others; values move from the first lines to the last, and nothing points back."""
 

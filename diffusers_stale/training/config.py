@@ -105,6 +105,9 @@ class DenoisingConfig(StageConfig):
     `start_from` is the folder of an earlier pipeline, whose UNet of the same shape the weights are taken from: all of
     them in the image stage (text encoder included), those of the view and time layers in the movie stage.
 
+    The test set is the scenes 0 to `test_scenes` - 1 of `held_out_seed`; the share `contamination` of them leaks into
+    the training set, where a leak is to be studied (`data.splits.ContaminatedSplit`).
+
     The squared error is weighted 1 + `foreground_weight` * (share of animal in a latent pixel), normalised to mean 1;
     the extra weight falls to zero over the last `foreground_anneal` of the run. The text encoder learns at
     `text_rate` times the learning rate. `caption_dropout` of the captions are replaced by the empty one, for guidance.
@@ -117,6 +120,8 @@ class DenoisingConfig(StageConfig):
     """
 
     start_from: str | None = None
+    contamination: float = 0.0
+    test_scenes: int = 1000
     loss: str = "mse"
     loss_weighting: Literal["uniform", "min_snr"] = "uniform"
     foreground_weight: float = 3.0
@@ -210,6 +215,22 @@ def with_changes(config: TrainingConfig, changes: Iterable[str], stages: Iterabl
             new = dataclasses.replace(old, **{name: parse_value(name, text.strip(), hint)})
             config = dataclasses.replace(config, **{stage: new})
     return config
+
+
+def stage_config(stage: str, values: dict[str, Any]) -> StageConfig:
+    """The configuration of `stage` that a report holds as JSON `values`.
+
+    Settings that were added since it was written take their defaults. Raises `ValueError` for unknown ones.
+    """
+    kind = type(getattr(TrainingConfig(), stage))
+    known = {item.name for item in dataclasses.fields(kind)}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"The settings of stage {stage} must be known, got {', '.join(unknown)}; upgrade diffusers-stale if the "
+            "run comes from a newer one."
+        )
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _fields_named(config: TrainingConfig, key: str, stages: tuple[str, ...]) -> list[tuple[str, str]]:

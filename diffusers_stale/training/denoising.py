@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.data.captions import caption_of, mirrored
 from diffusers_stale.data.scenes import random_generator, sample_scene
+from diffusers_stale.data.splits import ContaminatedSplit
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import encode_tokens, tokenize
 from diffusers_stale.training.config import DenoisingConfig
@@ -98,21 +99,39 @@ class DenoisingTask:
         device: torch.device,
     ):
         self.config, self.device = config, device
+        self.splits: dict[str, ContaminatedSplit] = {}
         self.tokenizer, self.vae, self.scheduler = tokenizer, vae.eval().requires_grad_(False), scheduler
         self.module = DenoisingModule(unet, text_encoder, scheduler, config)
 
     def report(self) -> dict[str, Any]:
         """What the run has learnt about its data: the measured entropic clock."""
-        return {"entropy_clock": self.module.meter.clock()}
+        return {"entropy_clock": self.module.meter.clock(), "contamination": self.contamination()}
 
-    def captions(self, scenes: list[int], draw: np.random.Generator) -> list[str]:
-        """A new wording for each scene; some are empty, for guidance."""
+    def contamination(self) -> dict[str, Any]:
+        """What has leaked into each pool, by its name."""
+        return {name: split.provenance() for name, split in self.splits.items()}
+
+    def make_split(self, name: str, clips: int, processes: int) -> ContaminatedSplit:
+        """The split of the pool called `name`, of `clips` clips for each of `processes` processes."""
         config = self.config
-        wordings = draw.integers(WORDINGS, size=len(scenes)).tolist()
-        dropped = draw.random(len(scenes)) < config.caption_dropout
+        self.splits[name] = ContaminatedSplit(
+            train_seed=config.seed,
+            test_seed=config.held_out_seed,
+            train_clips=clips,
+            test_scenes=config.test_scenes,
+            fraction=config.contamination,
+            processes=processes,
+        )
+        return self.splits[name]
+
+    def captions(self, clips: list[int], split: ContaminatedSplit, draw: np.random.Generator) -> list[str]:
+        """A new wording for each of the `clips` of a pool, given by number; some are empty, for guidance."""
+        config = self.config
+        wordings = draw.integers(WORDINGS, size=len(clips)).tolist()
+        dropped = draw.random(len(clips)) < config.caption_dropout
         return [
-            "" if drop else caption_of(sample_scene(config.seed, scene), config.seed, wording)
-            for scene, wording, drop in zip(scenes, wordings, dropped, strict=True)
+            "" if drop else caption_of(sample_scene(*split.key(clip)), config.seed, wording)
+            for clip, wording, drop in zip(clips, wordings, dropped, strict=True)
         ]
 
     def noised_batch(

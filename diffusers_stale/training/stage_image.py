@@ -43,8 +43,9 @@ class ImageTask(DenoisingTask):
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
         count = max(config.pool_frames // processes, 1)
         request = PoolRequest(
-            seed=config.seed, count=count, rank=rank, image_size=config.image_size, single_frames=True
-        )
+            seed=config.seed, count=count, rank=rank, image_size=config.image_size, single_frames=True,
+            split=self.make_split("frames", count, processes),
+        )  # fmt: skip
         self.pool = cached_pool(vae, request, config.encode_batch, run_folder / f"frames-{rank}.safetensors")
         self.held_out: LatentPool | None = None
 
@@ -61,7 +62,7 @@ class ImageTask(DenoisingTask):
         return self.noised_batch(
             latents[:, :, 0, 0, 0],
             shares[:, :, 0, 0, 0],
-            self.captions(scenes, draw),
+            self.captions(scenes, self.splits["frames"], draw),
             self.batch_key(step, rank),
             fraction,
         )

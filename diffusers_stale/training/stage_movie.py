@@ -1,5 +1,6 @@
 """Stage 4: the 2D UNet, inflated, learns views and time on sub-grids of encoded light-field movies."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ class MovieTask(DenoisingTask):
 
     def make_pool(self, name: str, count: int, frames: int, run_folder: Path, rank: int, processes: int) -> LatentPool:
         """This process's share of `count` clips of `frames` frames."""
-        request = self.request(self.config.seed, max(count // processes, 1), frames, rank)
+        share = max(count // processes, 1)
+        request = self.request(self.config.seed, share, frames, rank)
+        request = replace(request, split=self.make_split(name, share, processes))
         return cached_pool(self.vae, request, self.config.encode_batch, run_folder / f"{name}-{rank}.safetensors")
 
     def request(self, seed: int, count: int, frames: int, rank: int) -> PoolRequest:
@@ -87,7 +90,7 @@ class MovieTask(DenoisingTask):
 
     def batch(self, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
         grid = self.grid(step, fraction)
-        pool = self.static if grid.frames == 1 else self.moving
+        name, pool = ("static", self.static) if grid.frames == 1 else ("moving", self.moving)
         draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
         chosen = draw.integers(len(pool), size=grid.batch_size).tolist()
         last = pool.latents.shape[-3] - grid.frames
@@ -95,7 +98,7 @@ class MovieTask(DenoisingTask):
         clips = list(zip(chosen, starts, strict=True))
         latents = torch.stack([cut(pool.latents[clip], grid, start) for clip, start in clips])
         shares = torch.stack([cut(pool.foreground[clip], grid, start) for clip, start in clips])
-        captions = self.captions(pool.scenes[chosen].tolist(), draw)
+        captions = self.captions(pool.scenes[chosen].tolist(), self.splits[name], draw)
         batch = self.noised_batch(latents, shares, captions, self.batch_key(step, rank), fraction)
         return batch | {"baselines": pool.baselines[chosen].to(self.device)}
 

@@ -1,7 +1,6 @@
 """Runs a stage: builds its task from what earlier stages left in the run folder, trains it, exports the result."""
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,12 +21,9 @@ from diffusers_stale.training.config import (
     TrainingConfig,
 )
 from diffusers_stale.training.loop import Task, Trainer, make_accelerator
+from diffusers_stale.training.reports import REPORT, machine
 from diffusers_stale.training.stage_autoencoder import AutoencoderTask
 from diffusers_stale.training.stage_text import TextTask
-
-
-REPORT = "training_report.json"
-"""What a stage leaves beside its result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,39 +79,6 @@ def train_stage(
 def _export(task: Task, folder: Path, report: dict[str, Any]) -> None:
     task.export(folder)
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-
-
-def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:
-    """The report of every stage in a run folder; raises `FileNotFoundError` naming one that is missing."""
-    reports = {}
-    for stage in STAGES:
-        path = run_folder / stage / REPORT
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: train all stages first (scripts/train.py --stage all).")
-        reports[stage] = json.loads(path.read_text())
-    return reports
-
-
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "machine": {
-            "processor": _processor_name(),
-            "threads_per_process": torch.get_num_threads(),
-            "gpu": gpu,
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-    }
-
-
-def _processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def needed(folder: Path, stage: str) -> Path:
