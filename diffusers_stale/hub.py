@@ -21,11 +21,13 @@ from diffusers_stale.checkpoint_checks import (
     check_config,
     check_index,
     check_loaded,
+    read_json,
     stored_values,
     weight_files,
 )
 from diffusers_stale.checkpoints import checkpoint_path
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.text_encoding import check_texts
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -111,10 +113,17 @@ def load_pipeline(
             raise FileNotFoundError(f"{folder / part} is missing: copy the whole checkpoint folder.")
         if issubclass(part_class, MODEL_CLASSES):
             check_config(folder / part, part_class)
-    pipeline = StaleDiffusionPipeline(**{part: _load(folder / part, kind, dtype) for part, kind in classes.items()})
+    parts = {part: _load(folder / part, kind, dtype) for part, kind in classes.items()}
+    pipeline = StaleDiffusionPipeline(**parts, default_negative_prompt=default_negative_prompt(folder))
     # Movies record where they come from: the checkpoint as it was called.
     pipeline.register_to_config(_name_or_path=str(checkpoint))
     return pipeline.to(device)
+
+
+def default_negative_prompt(folder: Path) -> str:
+    """What the checkpoint in `folder` has guidance lead away from by default; older ones say nothing, which is ""."""
+    text = read_json(folder / INDEX).get("default_negative_prompt", "")
+    return check_texts("default_negative_prompt", text)[0]
 
 
 def _load(folder: Path, part_class: type, dtype: torch.dtype) -> Any:

@@ -62,6 +62,8 @@ class StaleDiffusionPipeline(
         tokenizer: of the text encoder.
         unet: predicts what the scheduler asks for.
         scheduler: a `StaleScheduler`, or any scheduler of diffusers with the UNet's `prediction_type`.
+        default_negative_prompt: what guidance leads away from where no negative prompt is given. Checkpoints that were
+            trained to (`hinge_caption`, the crying-joy hinge of arXiv 2404.01079) have the token of tears of joy here.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -74,6 +76,7 @@ class StaleDiffusionPipeline(
         tokenizer: CLIPTokenizer,
         unet: StaleUNet5DConditionModel,
         scheduler: StaleScheduler,
+        default_negative_prompt: str = "",
     ):
         super().__init__()
         loaded_in_half = text_encoder is not None and text_encoder.dtype == torch.float16
@@ -82,6 +85,7 @@ class StaleDiffusionPipeline(
             # must agree, so that a checkpoint makes the same movies from memory and from its half-precision file.
             text_encoder.float()
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_to_config(default_negative_prompt=default_negative_prompt)
         self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
 
     @classmethod
@@ -203,7 +207,7 @@ class StaleDiffusionPipeline(
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the UNet is told, each of shape `(prompts * num_videos_per_prompt, tokens, channels)`.
 
-        The second is that of negative prompts (empty ones, where none are given); None without guidance.
+        The second is that of negative prompts (the default one, where none are given); None without guidance.
         """
         device = device or self._execution_device
         lora_scale = lora_scale if USE_PEFT_BACKEND else None
@@ -215,7 +219,8 @@ class StaleDiffusionPipeline(
             if prompt_embeds is None:
                 prompt_embeds = self.encode_texts("prompt", check_texts("prompt", prompt), device)
             if do_classifier_free_guidance and negative_prompt_embeds is None:
-                negatives = check_texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+                given = self.config.default_negative_prompt if negative_prompt is None else negative_prompt
+                negatives = check_texts("negative_prompt", given)
                 negatives = negatives * len(prompt_embeds) if len(negatives) == 1 else negatives
                 negative_prompt_embeds = self.encode_texts("negative_prompt", negatives, device)
         finally:
@@ -364,6 +369,9 @@ class StaleDiffusionPipeline(
             FloatingPointError: as soon as latents or pixels are not finite; names the step.
         """
         height, width = self.default_size(height, width)
+        if negative_prompt is None and negative_prompt_embeds is None:
+            # Here, so that movies record it; none at all where it is empty.
+            negative_prompt = self.config.default_negative_prompt or None
         prompts, shape = self.check_inputs(
             prompt, negative_prompt, view_rows, view_cols, num_frames, height, width, num_videos_per_prompt, generator,
             prompt_embeds, negative_prompt_embeds, latents,

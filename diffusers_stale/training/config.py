@@ -15,6 +15,12 @@ from diffusers_stale.training.grids import parse_grids
 STAGES = ("autoencoder", "text", "image", "movie")
 """The stages in the order in which one needs the other."""
 
+SHARES = (
+    "contamination", "caption_dropout", "hinge_from", "hinge_fraction", "attribute_swap_rate", "embedding_noise_rate",
+    "input_noise_rate", "view_shuffle_rate", "view_shuffle", "frame_shuffle_rate", "frame_shuffle",
+)  # fmt: skip
+"""Settings from 0 to 1."""
+
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["no", "bf16"]
 
@@ -112,11 +118,21 @@ class DenoisingConfig(StageConfig):
     the extra weight falls to zero over the last `foreground_anneal` of the run. The text encoder learns at
     `text_rate` times the learning rate. `caption_dropout` of the captions are replaced by the empty one, for guidance.
 
-    With a `hinge_weight`, captions that state a direction must denoise better than their mirror images do, by
-    `hinge_margin` of their own error (`losses.cr_hinge`), in the noisiest part of the process, from `hinge_from` of
-    its timesteps on: there the direction cannot be seen and has to be read. Plain training ignores the direction for
-    long, since it is worth only 1 % of the error. The two errors share their noise, so the weight may be large: 0.25
-    did nothing in 300 steps, 10 did.
+    With a `hinge_weight`, captions must denoise better than wrong ones do, by `hinge_margin` (`losses.CONTRASTS`).
+    What is wrong is `hinge_caption`: "mirrored", left for right in those that state a direction; "joy", the token of
+    tears of joy alone; "joy_suffix", the caption followed by it. After training with joy, the token is a negative
+    prompt that means what captions are not, and the pipeline's default one.
+
+    The hinge counts in the noisiest part of the process, from `hinge_from` of its timesteps on: there the direction
+    cannot be seen and has to be read. With `hinge_noise` "ramp" it counts from 0 there to 1 at the end, with "step" it
+    counts 1. The share `hinge_fraction` of the samples where it counts pay the second forward pass; the weight grows
+    from 0 over the first `hinge_warmup` steps. Plain training ignores the direction for long, since it is worth only
+    1 % of the error. The two errors share their noise, so the weight may be large: 0.25 did nothing in 300 steps, 10
+    did.
+
+    Corruptions (`mess_up.py`), each of a rate and a strength: `attribute_swap_rate` and `attribute_swaps` (how many
+    wrong values), `embedding_noise_rate` and `embedding_noise` (times 1 / sqrt(channels)),
+    `input_noise_rate` and `input_noise` (deviation).
     """
 
     start_from: str | None = None
@@ -131,10 +147,42 @@ class DenoisingConfig(StageConfig):
     hinge_weight: float = 0.0
     hinge_margin: float = 0.05
     hinge_from: float = 0.6
+    hinge_caption: Literal["mirrored", "joy", "joy_suffix"] = "mirrored"
+    hinge_form: Literal["hinge", "logistic"] = "hinge"
+    hinge_margin_kind: Literal["relative", "absolute"] = "relative"
+    hinge_fraction: float = 1.0
+    hinge_warmup: int = 0
+    hinge_noise: Literal["step", "ramp"] = "step"
+    attribute_swap_rate: float = 0.0
+    attribute_swaps: int = 1
+    embedding_noise_rate: float = 1.0
+    embedding_noise: float = 0.0
+    embedding_noise_kind: Literal["gaussian", "uniform"] = "gaussian"
+    input_noise_rate: float = 1.0
+    input_noise: float = 0.0
     image_size: int = 64
     encode_batch: int = 64
     sample_steps: int = 20
     guidance_scale: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in SHARES:
+            value = getattr(self, name, 0.0)
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {value}; it is a share.")
+        for name in ("hinge_weight", "hinge_warmup", "embedding_noise", "input_noise", "attribute_swaps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}; 0 switches it off.")
+        if self.hinge_form == "logistic" and not self.hinge_margin > 0:
+            raise ValueError(
+                f"`hinge_margin` must be above 0 for the logistic form, got {self.hinge_margin}; it is a temperature."
+            )
+
+    @property
+    def trains_joy(self) -> bool:
+        """Whether the token of tears of joy is taught to mean what captions are not."""
+        return self.hinge_weight > 0 and self.hinge_caption != "mirrored"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +209,8 @@ class MovieConfig(DenoisingConfig):
     "rows x cols x frames : batch : weight", as in "3x3x1:6:2, 1x1x8:6:1" (see `grids.parse_grids`). New parameters
     learn at `learning_rate`, inherited ones at `inherited_rate` times it. Pools hold `static_clips` clips of one
     moment and `moving_clips` movies of `num_frames` frames, of `view_rows` x `view_cols` views each, with baselines
-    drawn from `baselines`.
+    drawn from `baselines`. Two corruptions more than others have: `view_shuffle_rate` and `view_shuffle`,
+    `frame_shuffle_rate` and `frame_shuffle` (share of places that are shuffled).
     """
 
     batch_size: int = 1
@@ -176,6 +225,10 @@ class MovieConfig(DenoisingConfig):
     num_frames: int = 8
     static_clips: int = 3000
     moving_clips: int = 600
+    view_shuffle_rate: float = 0.0
+    view_shuffle: float = 1.0
+    frame_shuffle_rate: float = 0.0
+    frame_shuffle: float = 1.0
     baselines: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     static_share: float = 0.5
     static_grids: str = "3x3x1:4:5, 1x3x1:12:1, 3x1x1:12:1, 1x1x1:32:1, 1x1x8:4:1"

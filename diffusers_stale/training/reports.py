@@ -27,6 +27,11 @@ def read_config(report: dict[str, Any]) -> StageConfig:
     return stage_config(report["stage"], report["config"])
 
 
+def taught_joy(folder: Path) -> bool:
+    """Whether the stage exported to `folder` was taught that the token of tears of joy is what captions are not."""
+    return (folder / REPORT).is_file() and read_config(read_report(folder)).trains_joy
+
+
 def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:
     """The report of every stage in a run folder; raises `FileNotFoundError` naming one that is missing."""
     reports = {}

@@ -59,11 +59,12 @@ class ImageTask(DenoisingTask):
         draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
         chosen = draw.integers(len(self.pool), size=self.config.batch_size).tolist()
         latents, shares, scenes = take(self.pool, chosen)
-        return self.noised_batch(
+        return self.training_batch(
             latents[:, :, 0, 0, 0],
             shares[:, :, 0, 0, 0],
             self.captions(scenes, self.splits["frames"], draw),
-            self.batch_key(step, rank),
+            step,
+            rank,
             fraction,
         )
 

@@ -13,11 +13,20 @@ from diffusers_stale.inflation import new_parameter_names
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.training.components import take_weights
 from diffusers_stale.training.config import MovieConfig
-from diffusers_stale.training.denoising import BATCH_STREAM, DenoisingTask, held_out_captions, load_text, take
+from diffusers_stale.training.denoising import (
+    BATCH_STREAM,
+    SHUFFLE_STREAM,
+    DenoisingTask,
+    held_out_captions,
+    load_text,
+    take,
+)
 from diffusers_stale.training.grids import Grid, cut, draw_grid, parse_grids
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
+from diffusers_stale.training.mess_up import shuffled
+from diffusers_stale.training.reports import taught_joy
 from diffusers_stale.training.samples import PROMPTS, decode_images, write_sheet
-from diffusers_stale.training.vocabulary import save_tokenizer
+from diffusers_stale.training.vocabulary import CRYING_JOY, save_tokenizer
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
 
@@ -45,6 +54,7 @@ class MovieTask(DenoisingTask):
             take_weights(unet, new_parameter_names(unet), Path(config.start_from))
         scheduler = StaleScheduler.from_pretrained(image_folder / "scheduler")
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
+        self.inherits_joy = taught_joy(image_folder)
         largest = (config.view_rows, config.view_cols, config.num_frames)
         self.static_grids = parse_grids(config.static_grids, largest)
         self.moving_grids = parse_grids(config.moving_grids, largest)
@@ -99,8 +109,23 @@ class MovieTask(DenoisingTask):
         latents = torch.stack([cut(pool.latents[clip], grid, start) for clip, start in clips])
         shares = torch.stack([cut(pool.foreground[clip], grid, start) for clip, start in clips])
         captions = self.captions(pool.scenes[chosen].tolist(), self.splits[name], draw)
-        batch = self.noised_batch(latents, shares, captions, self.batch_key(step, rank), fraction)
-        return batch | {"baselines": pool.baselines[chosen].to(self.device)}
+        batch = self.training_batch(latents, shares, captions, step, rank, fraction)
+        return batch | self.shuffles(latents, step, rank) | {"baselines": pool.baselines[chosen].to(self.device)}
+
+    @property
+    def negative_prompt(self) -> str:
+        """What samples are guided away from: joy if this stage or the one before it was taught so."""
+        return CRYING_JOY if self.inherits_joy else super().negative_prompt
+
+    def shuffles(self, latents: torch.Tensor, step: int, rank: int) -> dict[str, torch.Tensor]:
+        """What the network sees in the place of `latents`, where views or frames are shuffled."""
+        config = self.config
+        if config.view_shuffle_rate == config.frame_shuffle_rate == 0:
+            return {}
+        draw = random_generator(config.seed, step, rank, SHUFFLE_STREAM)
+        seen = shuffled(latents.float(), "view", config.view_shuffle_rate, config.view_shuffle, draw)
+        seen = shuffled(seen, "frame", config.frame_shuffle_rate, config.frame_shuffle, draw)
+        return {"seen_latents": seen.to(self.device)}
 
     def batch_images(self, batch: dict[str, torch.Tensor]) -> int:
         axis_sizes = sizes(batch["latents"])
@@ -151,6 +176,7 @@ class MovieTask(DenoisingTask):
             tokenizer=self.tokenizer,
             unet=self.module.unet,
             scheduler=self.scheduler,
+            default_negative_prompt=self.negative_prompt,
         )
         pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder)
