@@ -23,6 +23,7 @@ from diffusers_stale.training.losses import CONTRASTS, cr_hinge, logistic_contra
 from diffusers_stale.training.mess_up import embedding_noise, perturbed_noise, shuffled, swap_attributes
 from diffusers_stale.training.stage_movie import MovieTask
 from diffusers_stale.training.stage_text import corpus
+from diffusers_stale.training.stages import train_stage
 from diffusers_stale.training.vocabulary import CRYING_JOY, build_tokenizer
 
 

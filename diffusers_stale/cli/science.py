@@ -1,4 +1,4 @@
-"""`contamination`: what of a test set has been trained on."""
+"""`contamination` and `drift`: what of a test set has been trained on, and how errors add up while sampling."""
 
 import json
 from dataclasses import asdict
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffusers_stale.cli.app import app, silence_loading, tell, user_errors
+from diffusers_stale.cli.options import Seed
 
 
 if TYPE_CHECKING:
@@ -108,3 +109,27 @@ def ask_members(run: "RunClips", count: int, draws: int) -> dict[str, Any]:
         f"{result.others}: {verdict}",
     )
     return asdict(result)
+
+
+@app.command()
+def drift(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a trained image or movie stage.")],
+    stage: Annotated[str | None, typer.Option(help="image or movie, by default the last trained.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Test scenes, and trajectories.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a trajectory.")] = 20,
+    seed: Seed = 0,
+) -> None:
+    """Measure how [bold]errors accumulate[/bold] from step to step, and plot it in the run folder."""
+    with user_errors():
+        from diffusers_stale.evaluation.error_accumulation import report_accumulation, write_accumulation
+        from diffusers_stale.training.run_clips import RunNetwork, open_run
+
+        silence_loading()
+        opened = open_run(run, stage)
+        network = RunNetwork(opened)
+        inputs = network.inputs(opened.test_request, list(range(min(samples, opened.config.test_scenes))))
+        report = report_accumulation(network.predict, network.scheduler, *inputs, steps=steps, seed=seed)
+        for name, found in (("as it is", report.plain), (f"noise / {report.scaled.scale:g}", report.scaled)):
+            tell(name, f"excess of predicted noise {found.final:+.2%} in the last step, {found.mean:.2%} on average")
+        for path in write_accumulation(report, run / f"{opened.stage}_run"):
+            typer.echo(f"Wrote {path}")
