@@ -25,7 +25,9 @@ from diffusers_stale.checkpoint_checks import (
     stored_values,
     weight_files,
 )
+from diffusers_stale.checkpoint_origin import EXPORTED, SHIPPED
 from diffusers_stale.checkpoints import checkpoint_path
+from diffusers_stale.manifest import MANIFEST
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.text_encoding import check_texts
 
@@ -34,7 +36,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 """Dtypes that a pipeline can run in, by name."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-FETCHED = ["README.md", *(f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "safetensors", "txt"))]
+FETCHED = [
+    "README.md", MANIFEST, SHIPPED, EXPORTED,
+    *(f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "safetensors", "txt")),
+]  # fmt: skip
 """What is fetched from the Hub beside the index: no pickles, no code."""
 
 

@@ -1,4 +1,6 @@
-"""`contamination` and `drift`: what of a test set has been trained on, and how errors add up while sampling."""
+"""`contamination`, `drift` and `verify`: what of a test set has been trained on, how errors add up while sampling, and
+whether a checkpoint is what it says.
+"""
 
 import json
 from dataclasses import asdict
@@ -133,3 +135,51 @@ def drift(
             tell(name, f"excess of predicted noise {found.final:+.2%} in the last step, {found.mean:.2%} on average")
         for path in write_accumulation(report, run / f"{opened.stage}_run"):
             typer.echo(f"Wrote {path}")
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint: name, folder or Hub id.")],
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="First steps to train again, of a stage in a run folder; by default 2 of small runs."
+        ),
+    ] = None,
+) -> None:
+    """Check a checkpoint's [bold]hashes[/bold] and, where it can be done, train its first steps again to the bit."""
+    with user_errors():
+        from diffusers_stale.checkpoint_origin import EXPORTED, read_origin
+        from diffusers_stale.hub import find_checkpoint
+        from diffusers_stale.manifest import manifest_problems
+
+        silence_loading()
+        folder = find_checkpoint(checkpoint)
+        problems = manifest_problems(folder)
+        typer.echo("\n".join(problems) or "All files are as they were written.")
+        report = read_origin(folder).popitem()[1] if (folder / EXPORTED).is_file() else {}
+        if "provenance" in report:
+            from diffusers_stale.training.verification import verify_first_steps, verify_parents
+
+            verdict = verify_parents(report, folder.parent)
+            wanted = (SMALL_STEPS if is_small(report) else 0) if steps is None else steps
+            if wanted and not verdict.differs:
+                verdict += verify_first_steps(folder, wanted)
+            for sentences, mark in ((verdict.agrees, ""), (verdict.unchecked, "not checked: "), (verdict.differs, "")):
+                for sentence in sentences:
+                    typer.echo(f"{mark}{sentence}")
+            problems += verdict.differs
+        else:
+            typer.echo("not checked: how it was trained; that can be done in its run folder only.")
+        if problems:
+            typer.echo("error: this is not what was written, see above; copy or train it again.", err=True)
+            raise typer.Exit(1)
+
+
+SMALL_STEPS, SMALL_CLIPS = 2, 1000
+
+
+def is_small(report: dict[str, Any]) -> bool:
+    """Whether the data of a run is rendered again in a moment."""
+    counts = ("pool_frames", "static_clips", "moving_clips")
+    return sum(report["config"].get(name, 0) for name in counts) <= SMALL_CLIPS

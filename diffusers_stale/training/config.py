@@ -21,6 +21,12 @@ SHARES = (
 )  # fmt: skip
 """Settings from 0 to 1."""
 
+POSITIVE = (
+    "max_steps", "max_seconds", "batch_size", "accumulation", "learning_rate", "max_skipped", "log_every",
+    "sample_every", "keep_checkpoints",
+)  # fmt: skip
+"""Settings of every stage that must be greater than 0, if they are given."""
+
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["no", "bf16"]
 
@@ -30,20 +36,24 @@ class StageConfig:
     """What every stage has.
 
     `max_steps` and `max_seconds` bound the run; the learning rate is annealed to zero over the larger of the two
-    fractions. `max_seconds` counts training only, over all resumptions. `ema_decay` is the largest decay of the moving
-    average, which warms up as (1 + step) / (10 + step). Intervals (`*_every`) are in steps, `save_every` in seconds.
+    fractions. `max_seconds` counts training only, over all resumptions. A step is of `accumulation` batches. Steps
+    whose gradient is not finite are skipped and counted; `max_skipped` of them in a row end the run. `ema_decay` is
+    the largest decay of the moving average, which warms up as (1 + step) / (10 + step). Intervals (`*_every`) are in
+    steps, `save_every` in seconds.
     """
 
     seed: int = 0
     max_steps: int | None = 1000
     max_seconds: float | None = None
     batch_size: int = 32
+    accumulation: int = 1
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     schedule: Schedule = "cosine"
     beta2: float = 0.99
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
+    max_skipped: int = 100
     ema_decay: float = 0.998
     precision: Precision = "bf16"
     log_every: int = 20
@@ -55,7 +65,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("`max_steps` or `max_seconds` must be given, got neither; a run needs an end.")
-        for name in ("max_steps", "max_seconds", "batch_size", "learning_rate", "log_every", "sample_every"):
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be greater than 0, got {value}; give a positive number.")

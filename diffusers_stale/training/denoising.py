@@ -212,7 +212,8 @@ class DenoisingTask:
         ]
         if not chosen:
             return {}
-        warm = min(1.0, step / config.hinge_warmup) if config.hinge_warmup else 1.0
+        steps = step // config.accumulation
+        warm = min(1.0, steps / config.hinge_warmup) if config.hinge_warmup else 1.0
         ramp = (places[chosen] - config.hinge_from) / max(1 - config.hinge_from, 1e-6)
         weights = warm * (ramp if config.hinge_noise == "ramp" else np.ones(len(chosen)))
         return {

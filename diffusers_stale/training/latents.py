@@ -84,6 +84,7 @@ def cached_pool(vae: AutoencoderKL, request: PoolRequest, encode_batch: int, pat
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     save_file(vars(pool), temporary, metadata={"label": label})
+    temporary.chmod(0o644)
     temporary.rename(path)
     return pool
 

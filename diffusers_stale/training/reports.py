@@ -1,11 +1,8 @@
 """The reports that stages leave beside their results: what they hold, how they are read back."""
 
 import json
-import platform
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from diffusers_stale.training.config import STAGES, StageConfig, stage_config
 
@@ -41,25 +38,3 @@ def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:
             raise FileNotFoundError(f"{path} is missing: train all stages first (scripts/train.py --stage all).")
         reports[stage] = json.loads(path.read_text())
     return reports
-
-
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "machine": {
-            "processor": _processor_name(),
-            "threads_per_process": torch.get_num_threads(),
-            "gpu": gpu,
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-    }
-
-
-def _processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -14,6 +14,7 @@ from diffusers_stale.training.components import build_unet, take_weights
 from diffusers_stale.training.config import ImageConfig
 from diffusers_stale.training.denoising import BATCH_STREAM, DenoisingTask, held_out_captions, load_text, take
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
+from diffusers_stale.training.provenance import tensors_hash
 from diffusers_stale.training.samples import PROMPTS, decode_images, write_sheet
 from diffusers_stale.training.vocabulary import save_tokenizer
 
@@ -48,6 +49,9 @@ class ImageTask(DenoisingTask):
         )  # fmt: skip
         self.pool = cached_pool(vae, request, config.encode_batch, run_folder / f"frames-{rank}.safetensors")
         self.held_out: LatentPool | None = None
+
+    def fingerprints(self) -> dict[str, str]:
+        return {"frames": tensors_hash(vars(self.pool))}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [

@@ -24,6 +24,7 @@ from diffusers_stale.training.denoising import (
 from diffusers_stale.training.grids import Grid, cut, draw_grid, parse_grids
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
 from diffusers_stale.training.mess_up import shuffled
+from diffusers_stale.training.provenance import tensors_hash
 from diffusers_stale.training.reports import taught_joy
 from diffusers_stale.training.samples import PROMPTS, decode_images, write_sheet
 from diffusers_stale.training.vocabulary import CRYING_JOY, save_tokenizer
@@ -83,6 +84,9 @@ class MovieTask(DenoisingTask):
             moments=config.num_frames,
             baselines=config.baselines,
         )
+
+    def fingerprints(self) -> dict[str, str]:
+        return {name: tensors_hash(vars(pool)) for name, pool in (("static", self.static), ("moving", self.moving))}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         new = set(new_parameter_names(self.module.unet))
