@@ -236,15 +236,19 @@ class DenoisingTask:
         """What samples are guided away from; "" stands for everything."""
         return CRYING_JOY if self.config.trains_joy else ""
 
-    def sample_prompts(self, prompts: list[str], shape: tuple[int, ...], **conditions: Any) -> torch.Tensor:
-        """Latents `(len(prompts), *shape)` sampled with guidance, from the same noise every time."""
+    def sample_prompts(
+        self, prompts: list[str], shape: tuple[int, ...], negative_prompt: str | None = None, **conditions: Any
+    ) -> torch.Tensor:
+        """Latents `(len(prompts), *shape)` sampled with guidance, from the same noise every time.
+
+        Guidance leads away from `negative_prompt`, by default the task's own.
+        """
+        negative = self.negative_prompt if negative_prompt is None else negative_prompt
         generator = torch.Generator().manual_seed(self.config.seed + SAMPLE_STREAM)
         noise = torch.randn((len(prompts), *shape), generator=generator).to(self.device)
         module = self.module
         with torch.autocast(self.device.type, torch.bfloat16):
-            texts = encode_tokens(
-                module.text_encoder, tokenize(self.tokenizer, [*prompts, self.negative_prompt]).to(self.device)
-            )
+            texts = encode_tokens(module.text_encoder, tokenize(self.tokenizer, [*prompts, negative]).to(self.device))
             text, empty = texts[:-1], texts[-1:].expand_as(texts[:-1])
             return sample_latents(
                 lambda sample, timesteps, both: module.predict(sample, timesteps, both, **conditions),
