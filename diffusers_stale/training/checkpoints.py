@@ -86,8 +86,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         (temporary / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
 
     write_folder(path, write)
-    for old in checkpoint_folders(folder)[:-keep]:
-        shutil.rmtree(old)
+    kept = checkpoint_folders(folder)[-keep:]
+    # What a killed process left half-written or half-deleted goes too.
+    for found in (*folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*")):
+        if found not in kept:
+            shutil.rmtree(found)
     return path
 
 
