@@ -15,7 +15,7 @@ from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable, of_level
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
 
-NEW_MODULES = ("motion_modules", "view_layers", "view_embedding")
+NEW_MODULES = ("motion_modules", "view_layers", "view_embedding", "known_in")
 """Names of modules that no 2D UNet has; every parameter below one of them is new."""
 
 NEW_OPTIONS = tuple(

@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.axes import IMAGE_AXES, axis_index, check_count, check_light_field, fold, sizes, unfold
 from diffusers_stale.denoising import Callback, DenoisingMixin
+from diffusers_stale.known_pictures import Picture, Video, known_pictures
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.memory import check_memory, estimate_memory
 from diffusers_stale.pipeline_checks import (
@@ -329,6 +330,10 @@ class StaleDiffusionPipeline(
         force: bool = False,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
+        image: Picture | None = None,
+        video: Video | None = None,
+        known: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
     ) -> StaleDiffusionPipelineOutput | tuple[list[LightField] | torch.Tensor | np.ndarray]:
         """Makes a movie for each prompt.
 
@@ -358,6 +363,11 @@ class StaleDiffusionPipeline(
             decode_chunk_size: images that are decoded at once.
             force: try even if memory will probably not suffice.
             timesteps, sigmas: of sampling, in place of `num_inference_steps`, if the scheduler takes them.
+            image: the first frame of the middle view, which all movies go on from; PIL, an array or a tensor, see
+                `KnownPictures.from_video`. For a UNet with `known_conditioning` only, as are the following.
+            video: the first frames of the middle view, which is to become a light field.
+            known: pixels in [-1, 1], `(1, 3, view_rows, view_cols, frames, height, width)`, where some are known.
+            known_mask: bool, `(view_rows, view_cols, frames)`, true where `known` is known.
 
         Raises:
             ValueError: for a request that is unsound, or too large for the memory that is free.
@@ -376,6 +386,10 @@ class StaleDiffusionPipeline(
         check_count("decode_chunk_size", decode_chunk_size)
         check_choice("output_type", output_type, ("light_field", "pt", "np", "latent"))
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        shown = known_pictures(
+            image, video, known, known_mask, (view_rows, view_cols, num_frames), height, width,
+            self.unet.config.get("known_conditioning", False),
+        )  # fmt: skip
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         self.check_calibration()
@@ -394,11 +408,16 @@ class StaleDiffusionPipeline(
             "loop": loop,
             "cross_attention_kwargs": cross_attention_kwargs,
         }
+        if shown is not None:
+            latents_shown, mask = shown.encode(self.vae, len(noise), self.unet.dtype, device, decode_chunk_size)
+            conditions |= {"known": latents_shown, "known_mask": mask}
         denoised = self.denoise(
             noise, *texts, conditions, guidance_rescale, generator, callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )  # fmt: skip
 
+        if shown is not None:
+            denoised = torch.where(mask > 0, latents_shown, denoised)
         movies = self.output_of(denoised, output_type, decode_chunk_size)
         if output_type == "light_field":
             cameras = CameraGrid(view_rows=view_rows, view_cols=view_cols, spacing=view_spacing, baseline=baseline)
@@ -408,6 +427,7 @@ class StaleDiffusionPipeline(
                 "guidance_rescale": guidance_rescale,
                 "loop": loop,
                 "latents_given": latents is not None,
+                "pictures_given": 0 if shown is None else int(shown.mask.sum()),
                 "checkpoint": checkpoint_name(self.config.get("_name_or_path"), self.unet.config.get("_name_or_path")),
                 "dtype": str(self.unet.dtype).removeprefix("torch."),
             }

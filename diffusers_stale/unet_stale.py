@@ -64,6 +64,8 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         time_activation_fn: activation in the time layers: `"gelu"`, or `"geglu"` as in AnimateDiff, whose feed-forward
             layers have half as many weights again.
         time_norm_num_groups: groups of the time layers' normalization; None takes `norm_num_groups`.
+        known_conditioning: whether it can be shown clean latents of views and frames that are known (`known` in
+            `forward`): an image, a video, some views.
 
     Raises:
         ValueError: for blocks and options of a 2D UNet that cannot be inflated, and for view options that do not fit.
@@ -144,6 +146,7 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         time_double_self_attention: bool = False,
         time_activation_fn: Literal["gelu", "geglu"] = "gelu",
         time_norm_num_groups: int | None = None,
+        known_conditioning: bool = False,
     ):
         super().__init__()
         check_inflatable(dict(self.config))
@@ -180,6 +183,7 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         self.conv_act = spatial.conv_act
         self.conv_out = spatial.conv_out
         self.view_embedding = self.new_view_embedding()
+        self.known_in = self.new_known_in()
 
     @classmethod
     def from_unet2d(cls, unet2d: UNet2DConditionModel, **new_layer_options: Any) -> "StaleUNet5DConditionModel":
@@ -207,6 +211,21 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         """A view embedding as long as the time embedding that the blocks get."""
         return ViewEmbedding(self.down_blocks[0].resnets[0].time_emb_proj.in_features)
 
+    def new_known_in(self) -> torch.nn.Conv2d | None:
+        """What looks at known latents and their mask, with weights of zero; None without `known_conditioning`."""
+        if not self.config.known_conditioning:
+            return None
+        kernel = self.config.conv_in_kernel
+        layer = torch.nn.Conv2d(
+            self.config.out_channels + 1,
+            self.config.block_out_channels[0],
+            kernel,
+            padding=(kernel - 1) // 2,
+            bias=False,
+        )
+        torch.nn.init.zeros_(layer.weight)
+        return layer
+
     def add_new_layers(self) -> None:
         """Builds every layer that the 2D parent lacks afresh, with outputs of zero, in place of those there are."""
         levels = len(self.down_blocks)
@@ -217,6 +236,7 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         if self.mid_block is not None:
             self.mid_block.add_new_layers(self.new_layer_options(levels - 1))
         self.view_embedding = self.new_view_embedding()
+        self.known_in = self.new_known_in()
 
     @apply_lora_scale("cross_attention_kwargs")
     def forward(
@@ -227,6 +247,8 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         view_baseline: float | torch.Tensor = 1.0,
         view_spacing: float = 1.0,
         loop: bool = False,
+        known: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
         timestep_cond: torch.Tensor | None = None,
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
@@ -244,6 +266,10 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
             view_spacing: distance of neighbouring views in trained view steps; 0.5 for a grid twice as dense.
             loop: time is a circle, the last frame is followed by the first; time layers cost as many times as much as
                 there are frames.
+            known: clean latents of what is known, of the shape of `sample` but with `out_channels` channels; what they
+                are elsewhere does not matter. For networks with `known_conditioning` only.
+            known_mask: 1 where `known` is known and 0 elsewhere, `(batch, 1, view_rows, view_cols, frames, height,
+                width)`, in which every axis may be 1 long and stand for all.
             class_labels: shape `(batch,)` or what `class_embed_type` asks for.
             timestep_cond: shape `(batch, time_cond_proj_dim)`, added to the embedded timestep (guidance embedding).
             added_cond_kwargs: `text_embeds` and `time_ids`, each of first axis `batch`, for `"text_time"` (SDXL).
@@ -270,6 +296,8 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
 
         # From here on every frame of every view is an image: (batch * view_rows * view_cols * frames, ...).
         hidden_states = self.conv_in(fold(sample, IMAGE_AXES))
+        if known is not None or known_mask is not None:
+            hidden_states = hidden_states + self.known_in(self.known_images(sample, known, known_mask))
         skips = (hidden_states,)
         for block in self.down_blocks:
             hidden_states, block_skips = block(hidden_states, conditions)
@@ -306,6 +334,26 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
                 f"{tuple(encoder_hidden_states.shape)}; give one text for each movie, not for each view or frame."
             )
         return axis_sizes
+
+    def known_images(
+        self, sample: torch.Tensor, known: torch.Tensor | None, known_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Known latents, zero where unknown, and their mask, image by image; `(images, out_channels + 1, ...)`."""
+        if self.known_in is None:
+            raise ValueError(
+                "`known` must be None for a network without `known_conditioning`, got some; train one with it."
+            )
+        expected = (len(sample), self.config.out_channels, *sample.shape[2:])
+        got = [None if tensor is None else tuple(tensor.shape) for tensor in (known, known_mask)]
+        shape = (expected[0], 1, *expected[2:])
+        fits = None not in got and len(got[1]) == len(shape)
+        if not fits or got[0] != expected or any(n not in (1, most) for n, most in zip(got[1], shape, strict=True)):
+            raise ValueError(
+                f"`known` must have shape {expected} and `known_mask` {shape} (or 1 along some axes), got {got[0]} "
+                f"and {got[1]}; give both, with the axes {AXES}."
+            )
+        mask = known_mask.to(sample.dtype).expand(shape)
+        return fold(torch.cat([torch.where(mask > 0, known.to(sample.dtype), 0.0), mask], dim=1), IMAGE_AXES)
 
     def view_grid(self, sample: torch.Tensor, view_baseline: float | torch.Tensor, view_spacing: float) -> ViewGrid:
         """The grid of `sample`, with the signed physical coordinates of its cameras."""

@@ -28,6 +28,7 @@ ROOM_OF_MODULE = {
     "checkpoint_checks": "hub",
     "denoising": "pipeline",
     "inflation": "inflation",
+    "known_pictures": "pipeline",
     "memory": "pipeline",
     "model_card": "hub",
     "pipeline_calibration": "pipeline",
@@ -192,6 +193,7 @@ def entries(module: str, name: str) -> list[tuple[str, str, object]]:
 
 CALLABLES = [
     *entries("training.losses", "LOSSES"),
+    *entries("training.known", "KNOWN"),
     *entries("training.stages", "TASKS"),
     *entries("light_field.projections", "PROJECTIONS"),
     *entries("light_field.movie_folder", "SHEETS"),

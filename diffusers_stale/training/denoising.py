@@ -51,6 +51,7 @@ class DenoisingModule(nn.Module):
         baselines: torch.Tensor | None = None,
         wrong_ids: torch.Tensor | None = None,
         wrong_samples: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss.
 
@@ -61,6 +62,7 @@ class DenoisingModule(nn.Module):
             pixel_weights: `(batch, 1, ..., height, width)`.
             baselines: `(batch,)`, for the 5D UNet only.
             wrong_ids: wrong captions of the samples numbered `wrong_samples`, for the hinge; in training only.
+            known_mask: where the network is shown the clean latents, `(batch, 1, view_rows, view_cols, frames, 1, 1)`.
         """
         config, scheduler = self.config, self.scheduler
         noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -70,6 +72,8 @@ class DenoisingModule(nn.Module):
 
         def errors(ids: torch.Tensor, chosen: torch.Tensor | slice) -> torch.Tensor:
             conditions = {} if baselines is None else {"view_baseline": baselines[chosen]}
+            if known_mask is not None:
+                conditions |= {"known": latents[chosen], "known_mask": known_mask[chosen]}
             text = encode_tokens(self.text_encoder, ids)
             prediction = self.predict(noisy[chosen], timesteps[chosen], text, **conditions)
             return sample_errors(prediction, target[chosen], config.loss, pixel_weights[chosen])
