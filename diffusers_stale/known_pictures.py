@@ -6,11 +6,13 @@ find. This file reads and encodes what is known; it does no denoising.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffusers_stale.axes import AXES, IMAGE_AXES, fold, middle_index, sizes, unfold
 from diffusers_stale.text_encoding import describe
@@ -177,3 +179,36 @@ def read_picture(picture: Picture, height: int, width: int, name: str) -> torch.
     if picture.shape[2:] != (height, width):
         picture = torch.nn.functional.interpolate(picture, (height, width), mode="bicubic", antialias=True)
     return picture[0].clamp(0.0, 1.0) * 2 - 1
+
+
+def read_image_file(path: str | Path) -> Image.Image:
+    """The picture in a file, upright. Raises `ValueError` naming a file that holds none."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} must be a picture, got {error}; convert it to PNG or JPEG.") from error
+
+
+def read_video_file(path: str | Path, num_frames: int, frame_rate: float) -> list[np.ndarray]:
+    """The first `num_frames` frames of a video, or fewer if it is shorter, `frame_rate` of them a second.
+
+    Returns:
+        Arrays `(height, width, 3)` of bytes.
+
+    Raises:
+        ValueError: naming a file that is no video.
+        OSError: where the file, or ffmpeg, is missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing; name a video file.")
+    wanted = ["-vf", f"fps={frame_rate:g}", "-frames:v", str(num_frames)]
+    try:
+        frames = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24", output_params=wanted)
+        width, height = next(frames)["size"]
+        return [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames]
+    except (OSError, RuntimeError, StopIteration, ValueError) as error:
+        reason = (str(error).strip().splitlines() or ["nothing in it"])[-1]
+        raise ValueError(f"{path} must be a video, got {reason}; convert it to MP4.") from error

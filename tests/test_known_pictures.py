@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from diffusers_stale import StaleDiffusionPipeline
-from diffusers_stale.known_pictures import KnownPictures, read_picture
+from diffusers_stale.known_pictures import KnownPictures, read_image_file, read_picture, read_video_file
+from diffusers_stale.light_field.export import write_mp4
 from diffusers_stale.training.known import KNOWN, draw_known_masks
 
 
@@ -170,3 +171,24 @@ def test_kinds_of_what_is_known_have_the_size_of_the_grid(name):
 
 def test_a_still_is_one_picture():
     assert int(KnownPictures.from_image(noisy_frames(1)[0], (3, 3, 4), SIZE, SIZE).mask.sum()) == 1
+
+
+def test_files_are_read_at_the_movies_frame_rate(tmp_path):
+    levels = torch.linspace(0, 255, 16).round().byte()
+    write_mp4(tmp_path / "a.mp4", levels[None, :, None, None].expand(3, 16, 32, 48), 16.0, zoom=1)
+    frames = read_video_file(tmp_path / "a.mp4", 4, 8.0)
+    assert [frame.shape for frame in frames] == [(32, 48, 3)] * 4
+    brightness = [float(frame.mean()) for frame in frames]
+    np.testing.assert_allclose(brightness, levels[[0, 2, 4, 6]].tolist(), atol=18)
+    assert len(read_video_file(tmp_path / "a.mp4", 99, 8.0)) == 8
+
+
+def test_files_that_are_neither_are_named(tmp_path):
+    (tmp_path / "a.mp4").write_text("no video")
+    with pytest.raises(ValueError, match="a.mp4 must be a video"):
+        read_video_file(tmp_path / "a.mp4", 4, 8.0)
+    with pytest.raises(ValueError, match="a.mp4 must be a picture"):
+        read_image_file(tmp_path / "a.mp4")
+    for read in (lambda: read_video_file(tmp_path / "b", 4, 8.0), lambda: read_image_file(tmp_path / "b")):
+        with pytest.raises(FileNotFoundError, match="b"):
+            read()
