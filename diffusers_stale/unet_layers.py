@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from diffusers.utils.torch_utils import apply_freeu
 from torch import nn
 
 from diffusers_stale.view_layers import VIEW_LAYERS, ViewGrid, zeroed
@@ -106,7 +108,11 @@ class StaleBlock(nn.Module):
             return hidden_states
         attention = self.attentions[index]
         if isinstance(attention, Attention):
-            return attention(hidden_states)
+            if attention.added_kv_proj_dim is None:
+                return attention(hidden_states)
+            return attention(
+                hidden_states, encoder_hidden_states=conditions.text, **(conditions.cross_attention_kwargs or {})
+            )
         return attention(
             hidden_states,
             encoder_hidden_states=conditions.text,
@@ -134,7 +140,7 @@ class StaleBlock(nn.Module):
 
 
 class StaleDownBlock(StaleBlock):
-    """`DownBlock2D`, `CrossAttnDownBlock2D` or `AttnDownBlock2D` with time and view layers."""
+    """One of `unet_config.DOWN_BLOCKS` with time and view layers."""
 
     def __init__(self, block: nn.Module, options: NewLayerOptions):
         super().__init__(block, len(block.resnets), block.resnets[-1].out_channels, options)
@@ -154,13 +160,14 @@ class StaleDownBlock(StaleBlock):
                 hidden_states = self.exchange(hidden_states, conditions)
             skips += (hidden_states,)
         for downsampler in self.downsamplers or ():
-            hidden_states = downsampler(hidden_states)
+            is_resnet = isinstance(downsampler, ResnetBlock2D)
+            hidden_states = downsampler(hidden_states, *[conditions.time_embedding] * is_resnet)
             skips += (hidden_states,)
         return hidden_states, skips
 
 
 class StaleMidBlock(StaleBlock):
-    """`UNetMidBlock2DCrossAttn` or `UNetMidBlock2D` with time and view layers."""
+    """One of `unet_config.MID_BLOCKS` with time and view layers."""
 
     def __init__(self, block: nn.Module, options: NewLayerOptions):
         super().__init__(block, len(block.attentions), block.resnets[-1].out_channels, options)
@@ -175,11 +182,15 @@ class StaleMidBlock(StaleBlock):
 
 
 class StaleUpBlock(StaleBlock):
-    """`UpBlock2D`, `CrossAttnUpBlock2D` or `AttnUpBlock2D` with time and view layers."""
+    """One of `unet_config.UP_BLOCKS` with time and view layers.
+
+    `freeu` holds the arguments of diffusers' `apply_freeu`, where it is switched on (see `unet_switches.py`).
+    """
 
     def __init__(self, block: nn.Module, options: NewLayerOptions):
         super().__init__(block, len(block.resnets), block.resnets[-1].out_channels, options)
         self.upsamplers = block.upsamplers
+        self.freeu: dict[str, float] | None = None
 
     def forward(
         self,
@@ -190,13 +201,16 @@ class StaleUpBlock(StaleBlock):
     ) -> torch.Tensor:
         """Images from those of the level below and the `skips` of the down path, of which the last come first."""
         for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
+            if self.freeu is not None:
+                hidden_states, skip = apply_freeu(hidden_states=hidden_states, res_hidden_states=skip, **self.freeu)
             hidden_states = torch.cat([hidden_states, skip], dim=1)
             hidden_states = self.run(resnet, hidden_states, conditions.time_embedding)
             hidden_states = self.attend(index, hidden_states, conditions)
             hidden_states = self.move(index, hidden_states, conditions)
         hidden_states = self.exchange(hidden_states, conditions)
         for upsampler in self.upsamplers or ():
-            hidden_states = upsampler(hidden_states, upsample_size)
+            is_resnet = isinstance(upsampler, ResnetBlock2D)
+            hidden_states = upsampler(hidden_states, conditions.time_embedding if is_resnet else upsample_size)
         return hidden_states
 
 

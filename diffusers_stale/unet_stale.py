@@ -16,7 +16,6 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 
 from diffusers_stale.axes import (
@@ -31,6 +30,7 @@ from diffusers_stale.axes import (
 )
 from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable, of_levels, view_layer_types_of_levels
 from diffusers_stale.unet_layers import Conditions, NewLayerOptions, StaleDownBlock, StaleMidBlock, StaleUpBlock
+from diffusers_stale.unet_switches import SwitchesMixin
 from diffusers_stale.view_layers import ViewEmbedding, ViewGrid
 
 
@@ -45,7 +45,7 @@ class StaleUNet5DOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts, from a noisy light-field movie, a timestep and a text, what its scheduler wants to know.
 
     All arguments up to `addition_embed_type_num_heads` are those of `diffusers.UNet2DConditionModel`, with the same
@@ -226,17 +226,22 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         torch.nn.init.zeros_(layer.weight)
         return layer
 
-    def add_new_layers(self) -> None:
-        """Builds every layer that the 2D parent lacks afresh, with outputs of zero, in place of those there are."""
-        levels = len(self.down_blocks)
-        for level, block in enumerate(self.down_blocks):
+    def add_new_layers(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Builds every layer that the 2D parent lacks afresh, with outputs of zero, in place of those there are.
+
+        Blocks are cast one by one, so that in half precision no more than one is ever held in full.
+        """
+        last = len(self.down_blocks) - 1
+        blocks = [*enumerate(self.down_blocks), *((last - index, block) for index, block in enumerate(self.up_blocks))]
+        blocks += [(last, self.mid_block)] if self.mid_block is not None else []
+        for level, block in blocks:
             block.add_new_layers(self.new_layer_options(level))
-        for index, block in enumerate(self.up_blocks):
-            block.add_new_layers(self.new_layer_options(levels - 1 - index))
-        if self.mid_block is not None:
-            self.mid_block.add_new_layers(self.new_layer_options(levels - 1))
-        self.view_embedding = self.new_view_embedding()
+            for layers in filter(None, (block.motion_modules, block.view_layers)):
+                layers.to(device=device, dtype=dtype)
+        self.view_embedding = self.new_view_embedding().to(device=device, dtype=dtype)
         self.known_in = self.new_known_in()
+        if self.known_in is not None:
+            self.known_in.to(device=device, dtype=dtype)
 
     @apply_lora_scale("cross_attention_kwargs")
     def forward(

@@ -44,6 +44,7 @@ ROOM_OF_MODULE = {
     "unet_config": "unet",
     "unet_layers": "unet",
     "unet_stale": "unet",
+    "unet_switches": "unet",
     "view_layers": "unet",
 }
 """The room of each module that is not a room of its own name."""
