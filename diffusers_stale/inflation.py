@@ -85,7 +85,10 @@ def move_weights(unet2d: UNet2DConditionModel, unet: StaleUNet5DConditionModel) 
 
 def take_over_switches(unet2d: UNet2DConditionModel, unet: StaleUNet5DConditionModel) -> None:
     """Has `unet` use the attention processors of `unet2d`, and FreeU and gradient checkpointing as that does."""
-    unet.set_attn_processor(unet.attn_processors | unet2d.attn_processors)
+    ours, theirs = unet.attn_processors, unet2d.attn_processors
+    unet.set_attn_processor(
+        ours | {name: processor for name, processor in theirs.items() if type(processor) is not type(ours[name])}
+    )
     first = unet2d.up_blocks[0]
     freeu = {name: getattr(first, name, None) for name in ("s1", "s2", "b1", "b2")}
     if all(freeu.values()):

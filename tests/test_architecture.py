@@ -25,6 +25,7 @@ MAX_LINES = {"diffusers_stale": 500, "scripts": 500, "space": 500, "tests": 800}
 
 ROOM_OF_MODULE = {
     "__init__": "names",
+    "added_conditions": "pipeline",
     "checkpoint_checks": "hub",
     "denoising": "pipeline",
     "inflation": "inflation",
@@ -35,6 +36,8 @@ ROOM_OF_MODULE = {
     "pipeline_checks": "pipeline",
     "pipeline_output": "pipeline",
     "pipeline_stale": "pipeline",
+    "pipeline_stale_xl": "pipeline",
+    "prompting": "pipeline",
     "registration": "pipeline",
     "stable_diffusion": "pipeline",
     "calibration": "scheduling_stale",
