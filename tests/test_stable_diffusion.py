@@ -17,11 +17,13 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusers_stale import StaleDiffusionPipeline, StaleDiffusionXLPipeline
 from diffusers_stale.axes import IMAGE_AXES, fold
 from diffusers_stale.hub import load_pipeline
+from diffusers_stale.inflation import is_new_parameter
 
 
 PROMPTS = ["a brown horse gallops", "a white cow stands by a blue barn"]
@@ -270,6 +272,110 @@ def test_a_motion_adapter_makes_the_movie_that_animatediff_makes(folders: dict, 
     still = inflated(folder, parent.scheduler)
     plain = still(PROMPTS, negative_prompt=NEGATIVE, latents=latents, view_rows=1, view_cols=2, **request)[0]
     assert (ours - plain).abs().max() > 1e-2
+
+
+# ---- LoRA --------------------------------------------------------------------------------------------------------
+
+
+TARGETS = {
+    "unet": ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "ff.net.2", "conv1", "time_emb_proj"],
+    "text_encoder": ["q_proj", "v_proj", "fc1"],
+}
+REQUEST = {**STEPS, "output_type": "latent", "return_dict": False, "height": SIZE, "width": SIZE}
+
+
+def lora_of(parent: DiffusionPipeline, part: str) -> dict[str, torch.Tensor]:
+    """Weights of a LoRA that does something, for a copy of a `part` of the 2D pipeline, by peft's names."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(7)
+    targets = TARGETS[part.removesuffix("_2")]
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False)
+    adapted = peft.get_peft_model(copy.deepcopy(getattr(parent, part)), config)
+    prefix = "base_model.model."
+    return {name.removeprefix(prefix): value for name, value in peft.get_peft_model_state_dict(adapted).items()}
+
+
+def in_kohyas_layout(loras: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """LoRAs of some parts as kohya's trainers save them, with a rank of 2 and a strength of 1/2."""
+    found = {}
+    for part, weights in loras.items():
+        for name, value in weights.items():
+            layer, _, end = name.rpartition(".lora_")
+            key = f"lora_{'unet' if part == 'unet' else 'te'}_{layer.replace('.', '_')}"
+            found[f"{key}.lora_{'down' if end.startswith('A') else 'up'}.weight"] = value
+            found[f"{key}.alpha"] = torch.tensor(1.0)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+def test_a_lora_of_the_2d_network_does_the_same_to_the_inflated_one(folders: dict, tmp_path: Path, layout: str):
+    original, folder = folders["1.5"]
+    loras = {part: lora_of(original, part) for part in ("unet", "text_encoder")}
+    if layout == "diffusers":
+        StableDiffusionPipeline.save_lora_weights(
+            tmp_path, unet_lora_layers=loras["unet"], text_encoder_lora_layers=loras["text_encoder"]
+        )
+    else:
+        save_file(in_kohyas_layout(loras), tmp_path / "pytorch_lora_weights.safetensors")
+    parent, pipeline = copy.deepcopy(original), inflated(folder, original.scheduler)
+    plain = pipeline(PROMPTS, latents=noise(), **GRID, **REQUEST)[0]
+    for each in (parent, pipeline):
+        each.load_lora_weights(tmp_path, adapter_name="style")
+    assert pipeline.get_list_adapters() == {"text_encoder": ["style"], "unet": ["style"]}
+    assert not any("lora" in name and is_new_parameter(name) for name, _ in pipeline.unet.named_parameters())
+
+    def difference(**options: object) -> float:
+        ours = pipeline(PROMPTS, latents=noise(), **GRID, **REQUEST, **options)[0]
+        images = fold(noise(), IMAGE_AXES)
+        theirs = parent(of_images(PROMPTS), latents=images, **REQUEST, **options)[0]
+        assert (ours - plain).abs().max() > 1e-3
+        return (fold(ours, IMAGE_AXES) - theirs).abs().max()
+
+    assert difference() <= 1e-4
+    assert difference(cross_attention_kwargs={"scale": 0.5}) <= 1e-4
+    for each in (parent, pipeline):
+        each.fuse_lora(lora_scale=0.7)
+    assert difference() <= 1e-4
+    for each in (parent, pipeline):
+        each.unfuse_lora()
+        each.set_adapters("style", 0.3)
+    assert difference() <= 1e-4
+    pipeline.unload_lora_weights()
+    assert torch.allclose(pipeline(PROMPTS, latents=noise(), **GRID, **REQUEST)[0], plain, atol=1e-5)
+
+
+def test_a_lora_of_sdxl_reaches_both_text_encoders(folders: dict, tmp_path: Path):
+    original, folder = folders["xl"]
+    loras = {part: lora_of(original, part) for part in ("unet", "text_encoder", "text_encoder_2")}
+    parent, pipeline = copy.deepcopy(original), inflated(folder, original.scheduler)
+    StaleDiffusionXLPipeline.save_lora_weights(tmp_path, **{f"{part}_lora_layers": loras[part] for part in loras})
+    for each in (parent, pipeline):
+        each.load_lora_weights(tmp_path)
+    assert set(pipeline.get_list_adapters()) == {"text_encoder", "text_encoder_2", "unet"}
+    for options in ({}, {"cross_attention_kwargs": {"scale": 0.5}}):
+        ours = pipeline(PROMPTS, latents=noise(), **GRID, **REQUEST, **options)[0]
+        theirs = parent(of_images(PROMPTS), latents=fold(noise(), IMAGE_AXES), **REQUEST, **options)[0]
+        assert (fold(ours, IMAGE_AXES) - theirs).abs().max() <= 1e-4
+
+
+def test_a_lora_that_is_trained_here_is_saved_and_loaded(folders: dict, tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    original, folder = folders["1.5"]
+    pipeline = inflated(folder, original.scheduler)
+    torch.manual_seed(8)
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False)
+    pipeline.unet.add_adapter(config, "views")
+    expected = pipeline(PROMPTS, latents=noise(), **GRID, **REQUEST)[0]
+    layers = peft.get_peft_model_state_dict(pipeline.unet, adapter_name="views")
+    assert any("view_layers" in name for name in layers)
+    StaleDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    fresh = inflated(folder, original.scheduler)
+    # New layers begin with random numbers.
+    new = {name: value for name, value in pipeline.unet.state_dict().items() if is_new_parameter(name)}
+    plain = {name.replace(".base_layer", ""): value for name, value in new.items() if "lora_" not in name}
+    assert not fresh.unet.load_state_dict(plain, strict=False).unexpected_keys
+    fresh.load_lora_weights(tmp_path)
+    assert torch.allclose(fresh(PROMPTS, latents=noise(), **GRID, **REQUEST)[0], expected, atol=1e-5)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
