@@ -31,10 +31,21 @@ class Chunking(NamedTuple):
         return cls(rows=ROWS_AT_ONCE.get(device.type, ROWS_AT_ONCE_ELSEWHERE))
 
     def count(self, pixels: int) -> int | None:
-        """How many things of so many `pixels` each a layer gets at once where an image has as many; None for all."""
+        """How many images of so many `pixels` a layer gets at once; None for all."""
         if self.images is not None:
             return self.images
         return None if self.rows is None else max(self.rows // pixels, 1)
+
+    def lines(self, images: torch.Tensor, frames: int) -> int | None:
+        """How many lines of pixels through so many `frames` a time layer gets at once; None for all."""
+        pixels = images.shape[2] * images.shape[3]
+        rows = self.rows if self.images is None else self.images * pixels
+        return None if rows is None or rows >= len(images) * pixels else max(rows // frames, 1)
+
+    def frames(self, images: torch.Tensor, views: int) -> int | None:
+        """How many frames of so many `views` a view layer gets at once; None for all."""
+        count = self.count(images.shape[2] * images.shape[3])
+        return None if count is None else max(count // views, 1)
 
 
 EVERYTHING = Chunking()
@@ -78,5 +89,4 @@ def joined(results: Iterator[tuple[slice, torch.Tensor]], length: int) -> torch.
 
 def in_parts(layer: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, at_once: int | None) -> torch.Tensor:
     """`layer` over some of the `images` at a time."""
-    total = len(images)
-    return joined(((part, layer(images[part])) for part in parts(total, at_once)), total)
+    return joined(((part, layer(images[part])) for part in parts(len(images), at_once)), len(images))

@@ -44,6 +44,8 @@ ROOM_OF_MODULE = {
     "entropic_steps": "scheduling_stale",
     "noise_levels": "scheduling_stale",
     "training_noise": "scheduling_stale",
+    "chunking": "unet",
+    "shared_text": "unet",
     "unet_config": "unet",
     "unet_layers": "unet",
     "unet_stale": "unet",

@@ -49,7 +49,10 @@ Evaluate = Callable[[torch.Tensor], torch.Tensor]
 
 def stale(channels: tuple[int, ...], text: int, heads: int, frames: int) -> torch.nn.Module:
     return StaleUNet5DConditionModel(
-        block_out_channels=channels, cross_attention_dim=text, attention_head_dim=heads, time_max_frames=max(frames, 32)
+        block_out_channels=channels,
+        cross_attention_dim=text,
+        attention_head_dim=heads,
+        time_max_frames=max(frames, 32),
     )
 
 
