@@ -79,6 +79,10 @@ class DenoisingMixin:
                 for name, value in conditions.items()
             }
         inputs = self.scheduler.scale_model_input(inputs, timestep)
+        if "added_cond_kwargs" in conditions:
+            # The last ones are those of prompts: all that is needed once a callback has switched guidance off.
+            added = {name: value[-len(inputs) :] for name, value in conditions["added_cond_kwargs"].items()}
+            conditions = conditions | {"added_cond_kwargs": added}
         prediction = self.unet(inputs, timestep, encoder_hidden_states=prompt_embeds, **conditions).sample
         if not self.do_classifier_free_guidance:
             return prediction

@@ -21,11 +21,13 @@ from diffusers_stale.checkpoint_checks import (
     check_config,
     check_index,
     check_loaded,
+    read_json,
     stored_values,
     weight_files,
 )
 from diffusers_stale.checkpoints import checkpoint_path
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.pipeline_stale_xl import StaleDiffusionXLPipeline
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -111,7 +113,12 @@ def load_pipeline(
             raise FileNotFoundError(f"{folder / part} is missing: copy the whole checkpoint folder.")
         if issubclass(part_class, MODEL_CLASSES):
             check_config(folder / part, part_class)
-    pipeline = StaleDiffusionPipeline(**{part: _load(folder / part, kind, dtype) for part, kind in classes.items()})
+    parts = {part: _load(folder / part, kind, dtype) for part, kind in classes.items()}
+    if "text_encoder_2" in parts:
+        zeros = bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True))
+        pipeline = StaleDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
+    else:
+        pipeline = StaleDiffusionPipeline(**parts)
     # Movies record where they come from: the checkpoint as it was called.
     pipeline.register_to_config(_name_or_path=str(checkpoint))
     return pipeline.to(device)

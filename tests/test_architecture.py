@@ -25,6 +25,7 @@ MAX_LINES = {"diffusers_stale": 500, "scripts": 500, "space": 500, "tests": 800}
 
 ROOM_OF_MODULE = {
     "__init__": "names",
+    "added_conditions": "pipeline",
     "checkpoint_checks": "hub",
     "denoising": "pipeline",
     "inflation": "inflation",
@@ -35,15 +36,20 @@ ROOM_OF_MODULE = {
     "pipeline_checks": "pipeline",
     "pipeline_output": "pipeline",
     "pipeline_stale": "pipeline",
+    "pipeline_stale_xl": "pipeline",
+    "prompting": "pipeline",
     "registration": "pipeline",
     "stable_diffusion": "pipeline",
     "calibration": "scheduling_stale",
     "entropic_steps": "scheduling_stale",
     "noise_levels": "scheduling_stale",
     "training_noise": "scheduling_stale",
+    "chunking": "unet",
+    "shared_text": "unet",
     "unet_config": "unet",
     "unet_layers": "unet",
     "unet_stale": "unet",
+    "unet_switches": "unet",
     "view_layers": "unet",
 }
 """The room of each module that is not a room of its own name."""
