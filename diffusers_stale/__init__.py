@@ -11,6 +11,7 @@ from diffusers_stale.inflation import inflate_unet2d
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.pipeline_output import StaleDiffusionPipelineOutput
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.pipeline_stale_xl import StaleDiffusionXLPipeline
 from diffusers_stale.registration import register
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
@@ -25,6 +26,7 @@ __all__ = [
     "SchedulerMixin",
     "StaleDiffusionPipeline",
     "StaleDiffusionPipelineOutput",
+    "StaleDiffusionXLPipeline",
     "StaleScheduler",
     "StaleUNet5DConditionModel",
     "__version__",

@@ -29,6 +29,7 @@ from diffusers_stale.checkpoint_origin import EXPORTED, SHIPPED
 from diffusers_stale.checkpoints import checkpoint_path
 from diffusers_stale.manifest import MANIFEST
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.pipeline_stale_xl import StaleDiffusionXLPipeline
 from diffusers_stale.text_encoding import check_texts
 
 
@@ -119,7 +120,11 @@ def load_pipeline(
         if issubclass(part_class, MODEL_CLASSES):
             check_config(folder / part, part_class)
     parts = {part: _load(folder / part, kind, dtype) for part, kind in classes.items()}
-    pipeline = StaleDiffusionPipeline(**parts, default_negative_prompt=default_negative_prompt(folder))
+    if "text_encoder_2" in parts:
+        zeros = bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True))
+        pipeline = StaleDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
+    else:
+        pipeline = StaleDiffusionPipeline(**parts, default_negative_prompt=default_negative_prompt(folder))
     # Movies record where they come from: the checkpoint as it was called.
     pipeline.register_to_config(_name_or_path=str(checkpoint))
     return pipeline.to(device)

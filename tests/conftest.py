@@ -1,9 +1,10 @@
 """Tiny random components of the real classes, from which every test can build a pipeline that takes milliseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from browser import Visit, chromium, visitor
 from diffusers import AutoencoderKL, ModelMixin, MotionAdapter, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -168,3 +169,29 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def visit_any() -> Iterator[Callable[..., Visit]]:
+    """`visit` for pages that many tests look at: they stay open until the module's end, as does its one browser."""
+    with chromium() as browser:
+        if browser is None:
+            pytest.skip("There is no Chromium here; `apt-get install chromium`, or `playwright install chromium`.")
+        visits = []
+        yield visitor(browser, visits)
+        for seen in visits:
+            seen.close()
+
+
+@pytest.fixture
+def visit(visit_any: Callable[..., Visit]) -> Iterator[Callable[..., Visit]]:
+    """Opens a page in headless Chromium (see `browser.visitor`) and closes it after the test."""
+    visits = []
+
+    def open_and_remember(*arguments: object, **options: object) -> Visit:
+        visits.append(visit_any(*arguments, **options))
+        return visits[-1]
+
+    yield open_and_remember
+    for seen in visits:
+        seen.close()

@@ -25,25 +25,32 @@ MAX_LINES = {"diffusers_stale": 500, "scripts": 500, "space": 500, "tests": 800}
 
 ROOM_OF_MODULE = {
     "__init__": "names",
+    "added_conditions": "pipeline",
     "checkpoint_checks": "hub",
     "checkpoint_origin": "hub",
     "denoising": "pipeline",
     "inflation": "inflation",
+    "known_pictures": "pipeline",
     "memory": "pipeline",
     "model_card": "hub",
     "pipeline_calibration": "pipeline",
     "pipeline_checks": "pipeline",
     "pipeline_output": "pipeline",
     "pipeline_stale": "pipeline",
+    "pipeline_stale_xl": "pipeline",
+    "prompting": "pipeline",
     "registration": "pipeline",
     "stable_diffusion": "pipeline",
     "calibration": "scheduling_stale",
     "entropic_steps": "scheduling_stale",
     "noise_levels": "scheduling_stale",
     "training_noise": "scheduling_stale",
+    "chunking": "unet",
+    "shared_text": "unet",
     "unet_config": "unet",
     "unet_layers": "unet",
     "unet_stale": "unet",
+    "unet_switches": "unet",
     "view_layers": "unet",
 }
 """The room of each module that is not a room of its own name."""
@@ -88,6 +95,7 @@ PLACES_OF_LIBRARY = {
     "typer": ("diffusers_stale/cli/", "tests/"),
     "huggingface_hub": ("diffusers_stale/hub.py", "tests/"),
     "peft": ("tests/",),
+    "playwright": ("tests/",),
 }
 """Where alone a library may be imported."""
 
@@ -197,6 +205,7 @@ def entries(module: str, name: str) -> list[tuple[str, str, object]]:
 
 CALLABLES = [
     *entries("training.losses", "LOSSES"),
+    *entries("training.known", "KNOWN"),
     *entries("training.stages", "TASKS"),
     *entries("light_field.projections", "PROJECTIONS"),
     *entries("light_field.movie_folder", "SHEETS"),

@@ -219,8 +219,10 @@ class MovieConfig(DenoisingConfig):
     "rows x cols x frames : batch : weight", as in "3x3x1:6:2, 1x1x8:6:1" (see `grids.parse_grids`). New parameters
     learn at `learning_rate`, inherited ones at `inherited_rate` times it. Pools hold `static_clips` clips of one
     moment and `moving_clips` movies of `num_frames` frames, of `view_rows` x `view_cols` views each, with baselines
-    drawn from `baselines`. Two corruptions more than others have: `view_shuffle_rate` and `view_shuffle`,
-    `frame_shuffle_rate` and `frame_shuffle` (share of places that are shuffled).
+    drawn from `baselines`. The network is shown some views or frames of about `known_share` of the movies clean
+    (`known.draw_known_masks`), so that it can go on from an image or a video; with 0 it has no input for them. Two
+    corruptions more than others have: `view_shuffle_rate` and `view_shuffle`, `frame_shuffle_rate` and
+    `frame_shuffle` (share of places that are shuffled).
     """
 
     batch_size: int = 1
@@ -241,6 +243,7 @@ class MovieConfig(DenoisingConfig):
     frame_shuffle: float = 1.0
     baselines: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     static_share: float = 0.5
+    known_share: float = 0.3
     static_grids: str = "3x3x1:4:5, 1x3x1:12:1, 3x1x1:12:1, 1x1x1:32:1, 1x1x8:4:1"
     moving_grids: str = "1x1x8:4:3, 3x3x1:4:2, 1x3x4:3:2, 3x1x4:3:2, 3x3x4:1:2, 3x3x8:1:1, 1x1x1:24:2"
 

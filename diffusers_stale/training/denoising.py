@@ -65,6 +65,7 @@ class DenoisingModule(nn.Module):
         seen_latents: torch.Tensor | None = None,
         seen_noise: torch.Tensor | None = None,
         text_noise: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss.
 
@@ -78,6 +79,7 @@ class DenoisingModule(nn.Module):
                 `wrong_weights` for each; in training only.
             seen_latents, seen_noise: what the network's input is made of, where that is not what it is to predict.
             text_noise: added to the embeddings of the captions, `(batch, tokens, channels)`.
+            known_mask: where the network is shown the clean latents, `(batch, 1, view_rows, view_cols, frames, 1, 1)`.
         """
         config, scheduler = self.config, self.scheduler
         seen = latents if seen_latents is None else seen_latents
@@ -88,6 +90,8 @@ class DenoisingModule(nn.Module):
 
         def errors(ids: torch.Tensor, chosen: torch.Tensor | slice, more: torch.Tensor | None = None) -> torch.Tensor:
             conditions = {} if baselines is None else {"view_baseline": baselines[chosen]}
+            if known_mask is not None:
+                conditions |= {"known": latents[chosen], "known_mask": known_mask[chosen]}
             text = encode_tokens(self.text_encoder, ids)
             text = text if more is None else text + more
             prediction = self.predict(noisy[chosen], timesteps[chosen], text, **conditions)

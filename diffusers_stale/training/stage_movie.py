@@ -1,5 +1,6 @@
 """Stage 4: the 2D UNet, inflated, learns views and time on sub-grids of encoded light-field movies."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from diffusers_stale.training.denoising import (
     take,
 )
 from diffusers_stale.training.grids import Grid, cut, draw_grid, parse_grids
+from diffusers_stale.training.known import draw_known_masks
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
 from diffusers_stale.training.mess_up import shuffled
 from diffusers_stale.training.provenance import tensors_hash
@@ -50,9 +52,11 @@ class MovieTask(DenoisingTask):
         vae = AutoencoderKL.from_pretrained(image_folder / "vae").to(device)
         text_encoder, tokenizer = load_text(image_folder)
         torch.manual_seed(config.seed)
-        unet = StaleUNet5DConditionModel.from_unet2d(UNet2DConditionModel.from_pretrained(image_folder / "unet"))
+        unet = StaleUNet5DConditionModel.from_unet2d(
+            UNet2DConditionModel.from_pretrained(image_folder / "unet"), known_conditioning=config.known_share > 0
+        )
         if config.start_from is not None:
-            take_weights(unet, new_parameter_names(unet), Path(config.start_from))
+            take_new_weights(unet, Path(config.start_from))
         scheduler = StaleScheduler.from_pretrained(image_folder / "scheduler")
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
         self.inherits_joy = taught_joy(image_folder)
@@ -103,7 +107,7 @@ class MovieTask(DenoisingTask):
         return draw_grid(random_generator(self.config.seed, step, GRID_STREAM), grids)
 
     def batch(self, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
-        grid = self.grid(step, fraction)
+        config, grid = self.config, self.grid(step, fraction)
         name, pool = ("static", self.static) if grid.frames == 1 else ("moving", self.moving)
         draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
         chosen = draw.integers(len(pool), size=grid.batch_size).tolist()
@@ -114,6 +118,11 @@ class MovieTask(DenoisingTask):
         shares = torch.stack([cut(pool.foreground[clip], grid, start) for clip, start in clips])
         captions = self.captions(pool.scenes[chosen].tolist(), self.splits[name], draw)
         batch = self.training_batch(latents, shares, captions, step, rank, fraction)
+        if config.known_share > 0:
+            # Also where nothing is known, so that every weight has its gradient in every process.
+            size = (grid.view_rows, grid.view_cols, grid.frames)
+            masks = torch.from_numpy(draw_known_masks(draw, grid.batch_size, size, config.known_share))
+            batch |= {"known_mask": masks[:, None, ..., None, None].to(self.device, torch.float32)}
         return batch | self.shuffles(latents, step, rank) | {"baselines": pool.baselines[chosen].to(self.device)}
 
     @property
@@ -185,3 +194,15 @@ class MovieTask(DenoisingTask):
         pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder)
         save_tokenizer(self.tokenizer, folder / "tokenizer")
+
+
+def take_new_weights(unet: StaleUNet5DConditionModel, pipeline_folder: Path) -> None:
+    """Copies view and time layers of the pipeline in `pipeline_folder`, and its layer for what is known if it has one.
+
+    Raises as `take_weights` does.
+    """
+    path = pipeline_folder / "unet" / "config.json"
+    names = new_parameter_names(unet)
+    if path.is_file() and not json.loads(path.read_text()).get("known_conditioning", False):
+        names = [name for name in names if not name.startswith("known_in.")]
+    take_weights(unet, names, pipeline_folder)
