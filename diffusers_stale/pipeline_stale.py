@@ -62,6 +62,8 @@ class StaleDiffusionPipeline(
         tokenizer: of the text encoder.
         unet: predicts what the scheduler asks for.
         scheduler: a `StaleScheduler`, or any scheduler of diffusers with the UNet's `prediction_type`.
+        default_negative_prompt: what guidance leads away from where no negative prompt is given. Checkpoints that were
+            trained to (`hinge_caption`, the crying-joy hinge of arXiv 2404.01079) have the token of tears of joy here.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -74,10 +76,12 @@ class StaleDiffusionPipeline(
         tokenizer: CLIPTokenizer,
         unet: StaleUNet5DConditionModel,
         scheduler: StaleScheduler,
+        default_negative_prompt: str = "",
     ):
         super().__init__()
         self.agree_on_dtype(text_encoder, unet)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_to_config(default_negative_prompt=default_negative_prompt)
         self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
 
     @classmethod
@@ -342,6 +346,9 @@ class StaleDiffusionPipeline(
             FloatingPointError: as soon as latents or pixels are not finite; names the step.
         """
         height, width = self.default_size(height, width)
+        if negative_prompt is None and negative_prompt_embeds is None:
+            # Here, so that movies record it; none at all where it is empty.
+            negative_prompt = self.config.default_negative_prompt or None
         prompts, shape = self.check_inputs(
             prompt, negative_prompt, view_rows, view_cols, num_frames, height, width, num_videos_per_prompt, generator,
             prompt_embeds, negative_prompt_embeds, latents,

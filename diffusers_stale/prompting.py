@@ -52,14 +52,15 @@ class PromptingMixin:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the UNet is told, each of shape `(prompts * num_videos_per_prompt, tokens, channels)`.
 
-        The second is that of negative prompts (empty ones, where none are given); None without guidance.
+        The second is that of negative prompts (the default one, where none are given); None without guidance.
         """
         device = device or self._execution_device
         with self.text_lora_scale(lora_scale):
             if prompt_embeds is None:
                 prompt_embeds = self.encode_texts("prompt", self.checked_texts("prompt", prompt, 1), device)
             if do_classifier_free_guidance and negative_prompt_embeds is None:
-                negatives = self.checked_texts("negative_prompt", negative_prompt or "", len(prompt_embeds))
+                given = self.config.default_negative_prompt if negative_prompt is None else negative_prompt
+                negatives = self.checked_texts("negative_prompt", given, len(prompt_embeds))
                 negative_prompt_embeds = self.encode_texts("negative_prompt", negatives, device)
         texts = (prompt_embeds, negative_prompt_embeds if do_classifier_free_guidance else None)
         return self.repeated(texts, device, num_videos_per_prompt)

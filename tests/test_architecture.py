@@ -27,6 +27,7 @@ ROOM_OF_MODULE = {
     "__init__": "names",
     "added_conditions": "pipeline",
     "checkpoint_checks": "hub",
+    "checkpoint_origin": "hub",
     "denoising": "pipeline",
     "inflation": "inflation",
     "known_pictures": "pipeline",
@@ -58,6 +59,7 @@ MODEL = {"axes", "inflation", "scheduling_stale", "stale_cache", "text_encoding"
 ALLOWED = {
     "version": set(),
     "checkpoints": set(),
+    "manifest": set(),
     "axes": set(),
     "text_encoding": set(),
     "scheduling_stale": {"axes"},
@@ -67,12 +69,15 @@ ALLOWED = {
     "inflation": {"axes", "unet"},
     "stale_cache": {"axes", "unet"},
     "pipeline": {*MODEL, "light_field", "version"},
-    "training": {*MODEL, "data", "light_field", "pipeline", "version"},
+    "training": {*MODEL, "data", "light_field", "manifest", "pipeline", "version"},
     "evaluation": {*MODEL, "data", "light_field", "pipeline", "version"},
     "names": {*MODEL, "checkpoints", "light_field", "pipeline", "version"},
-    "hub": {*MODEL, "checkpoints", "light_field", "names", "pipeline", "version"},
-    "cli": {*MODEL, "checkpoints", "data", "evaluation", "hub", "light_field", "names", "pipeline", "version"},
-}
+    "hub": {*MODEL, "checkpoints", "light_field", "manifest", "names", "pipeline", "version"},
+    "cli": {
+        *MODEL, "checkpoints", "data", "evaluation", "hub", "light_field", "manifest", "names", "pipeline", "training",
+        "version",
+    },
+}  # fmt: skip
 """What each room may import of the others; values move from the first lines to the last, and nothing points back."""
 
 EXCEPTIONS = {("diffusers_stale/unet_stale.py", "diffusers_stale.inflation.inflate_unet2d")}
