@@ -16,8 +16,8 @@ from diffusers_stale.axes import displaced, view_coordinates
 from diffusers_stale.data.renderer import RenderedClip, render_scene
 from diffusers_stale.data.scenes import Scene, sample_scene
 from diffusers_stale.light_field import CameraGrid, LightField, LightFieldFile
-from diffusers_stale.light_field import export as export_module
 from diffusers_stale.light_field import movie_folder as movie_folder_module
+from diffusers_stale.light_field import video as video_module
 from diffusers_stale.light_field.atomic import atomic_path
 from diffusers_stale.light_field.export import ffmpeg_path, write_gif, write_mp4, write_png
 from diffusers_stale.light_field.file import FORMAT
@@ -504,7 +504,7 @@ def test_pictures_are_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
 
 def test_a_missing_encoder_and_a_failing_one_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = torch.zeros(3, 2, 4, 4)
-    monkeypatch.setattr(export_module, "CONVERSION", "no_such_filter")
+    monkeypatch.setattr(video_module, "CONVERSION", "no_such_filter")
     with pytest.raises(OSError, match=r"a\.mp4: ffmpeg says"):
         write_mp4(tmp_path / "a.mp4", frames, 8.0)
     monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)

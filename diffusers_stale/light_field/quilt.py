@@ -15,6 +15,7 @@ import torch
 
 from diffusers_stale.axes import check_count, middle_index
 from diffusers_stale.light_field.container import LightField
+from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.viewpoints import (
     disparity_range,
     focus_of,
@@ -86,10 +87,11 @@ def quilt(
     view_row, aspect = middle_index(pixels.shape[1]), QUILTS[preset].aspect if crop else None
     frames = []
     for moment in moments_of(_cropped(pixels, aspect)):
+        views = Interpolator(moment, reach)
         places = quilt_places(columns * rows, pixels.shape[2])
-        views = torch.stack([seen_from(moment, view_row, place, reach, plane) for place in places], dim=1)
-        frames.append(assemble_quilt(views[:, :, None], columns, rows)[:, 0])
-    return in_dtype_of(pixels, torch.stack(frames, dim=1))
+        tiles = torch.stack([in_dtype_of(pixels, seen_from(views, view_row, place, plane)) for place in places], dim=1)
+        frames.append(assemble_quilt(tiles[:, :, None], columns, rows)[:, 0])
+    return torch.stack(frames, dim=1)
 
 
 def assemble_quilt(views: torch.Tensor, columns: int, rows: int) -> torch.Tensor:
