@@ -241,7 +241,7 @@ def test_display_writes_a_file_with_the_name_that_players_look_for(movie: Path, 
     hint = "_qs3x2a1" if name == "quilt" else HINTS.get(name, "")
     assert path.name == f"out{hint}{suffix}"
     assert str(path) in output
-    assert ("between neighbouring tiles" in output) == (name == "quilt")
+    assert ("between neighbouring views" in output) == (name == "quilt")
 
 
 def test_a_png_of_a_quilt_is_what_the_function_makes(movie: Path, tmp_path: Path):

@@ -89,7 +89,7 @@ def project(
         bool, typer.Option("--list", callback=list_projections, is_eager=True, help="Describe each and end.")
     ] = False,
 ) -> None:
-    """Make [bold]ordinary pictures or videos[/bold] of movies: refocused, seen by a moving camera, depth, as a sheet."""
+    """Make [bold]ordinary pictures or videos[/bold] of movies: refocused, depth, a moving camera, sheets."""
     row, col = parse_pair("--view", view) if view is not None else (None, None)
     with user_errors():
         densify = 4 if densify is None and to == "refocus" and not prefilter else densify

@@ -13,6 +13,7 @@ import torch
 from diffusers_stale.axes import check_count
 from diffusers_stale.light_field.antialiasing import Exposures
 from diffusers_stale.light_field.camera_grid import check_number
+from diffusers_stale.light_field.compressed import LightFieldFolder
 from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.file import LightFieldFile
 from diffusers_stale.light_field.interpolation import Interpolator
@@ -29,7 +30,7 @@ PICTURES_A_FRAME = 3
 TENSOR_FRAME_RATE = 8.0
 """Frames a second that tensors are taken to have."""
 
-Movie = LightField | LightFieldFile[LightField] | Exposures | torch.Tensor
+Movie = LightField | LightFieldFile[LightField] | LightFieldFolder[LightField] | Exposures | torch.Tensor
 """What a camera can move through: in memory, or open and read frame by frame."""
 
 

@@ -1,8 +1,8 @@
 """Depth from the light field itself: how lines lean in epipolar images, by the structure tensor, with confidence.
 
 Method: S. Wanner and B. Goldluecke, "Globally Consistent Depth Labeling of 4D Light Fields", CVPR 2012, for the
-tensor; M. Diebold and B. Goldluecke, "Epipolar Plane Image Refocusing for Improved Depth Estimation and Occlusion Handling",
-VMV 2013, for shearing the images first, without which lines that lean by more than about a pixel cannot be read.
+tensor; M. Diebold and B. Goldluecke, "Epipolar Plane Image Refocusing for Improved Depth Estimation and Occlusion
+Handling", VMV 2013, for shearing the images first: lines that lean by more than about a pixel cannot be read.
 """
 
 import math

@@ -25,7 +25,6 @@ from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.depth import measured_depth, smooth_disparity
 from diffusers_stale.light_field.displays import DISPLAYS, HINTS, wiggle_shots
 from diffusers_stale.light_field.export import write_gif, write_png, write_video, write_webp
-from diffusers_stale.light_field.file import LightFieldFile
 from diffusers_stale.light_field.lenticular import LENTICULAR_VIEWS
 from diffusers_stale.light_field.movie_folder import LIGHT_FIELD
 from diffusers_stale.light_field.projections import PROJECTIONS
@@ -153,9 +152,7 @@ def _stem(movie: str | Path) -> str:
 
 
 @contextmanager
-def opened(
-    movie: str | Path, every: int = 1, shutter: float = 1.0
-) -> Iterator[LightFieldFile[LightField] | Exposures]:
+def opened(movie: str | Path, every: int = 1, shutter: float = 1.0) -> Iterator[Movie]:
     """The light field at a path, or in a folder with `movie.lf.safetensors`, open for reading in parts."""
     source = Path(movie)
     with LightField.open(source / LIGHT_FIELD if (source / LIGHT_FIELD).is_file() else source) as file:

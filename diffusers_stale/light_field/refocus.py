@@ -79,7 +79,7 @@ def refocused_frames(
     prefilter: bool = False,
 ) -> Iterator[torch.Tensor]:
     """`refocus`, one frame `(3, height, width)` after the other; of an open file, nothing but that frame is read."""
-    part = movie.read if isinstance(movie, LightFieldFile) else movie.select
+    part = movie.select if isinstance(movie, LightField) else movie.read
     for index in range(movie.sizes["frames"]):
         yield refocus(part(frames=index), focus, aperture, shape, densify, max_disparity, prefilter)[:, 0]
 

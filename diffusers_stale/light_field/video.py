@@ -3,6 +3,7 @@
 Memory stays flat however long a movie is: pictures are pulled one after the other and given to the encoder.
 """
 
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -51,7 +52,7 @@ def write_pictures(
     kind = CODECS[codec]
     if kind.encoder not in encoders():
         raise OSError(
-            f"Expected an ffmpeg with the encoder {kind.encoder} for {codec}, got one without; choose another codec of "
+            f"Expected an ffmpeg with the encoder {kind.encoder} for {codec}, got one without; choose another of "
             f"{', '.join(CODECS)}, or install a newer imageio-ffmpeg."
         )
     height, width = size
@@ -62,41 +63,52 @@ def write_pictures(
         _encode([ffmpeg_path(), "-v", "error", "-nostdin", "-y", *source, *target], pictures, path)
 
 
-def read_video(path: str | Path, size: tuple[int, int], most: int) -> torch.Tensor:
-    """Up to `most` pictures of a video of `size` (height, width): uint8, shape `(3, frames, height, width)`.
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a video's header says: height and width in pixels, frames a second."""
 
-    No more is allocated than the file really holds. Raises `FileNotFoundError` for a file that is not there, and
-    `ValueError` for one that is no video, or a video of another size.
+    size: tuple[int, int]
+    frame_rate: float
+
+
+def read_video(path: str | Path, frames: range | None = None) -> torch.Tensor:
+    """The chosen frames of a video, by default all: uint8, shape `(3, frames, height, width)`.
+
+    One picture after the other is decoded; no more is allocated than the file really holds. Raises
+    `FileNotFoundError` for a file that is not there, and `ValueError` for one that is no video or has fewer frames.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no video at {path}; check the path.")
-    found = video_size(path)
-    if found != tuple(size):
-        raise ValueError(f"Expected a video of {size[0]}x{size[1]} pixels at {path}, got {found[0]}x{found[1]}.")
-    command = [ffmpeg_path(), "-v", "error", "-nostdin", "-i", str(path), "-frames:v", str(most)]
+    size = video_info(path).size
+    command = [ffmpeg_path(), "-v", "error", "-nostdin", "-i", str(path)]
     command += ["-vf", "scale=flags=accurate_rnd+full_chroma_int+full_chroma_inp+bicubic"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    pictures, length = [], size[0] * size[1] * 3
+    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    if frames is not None:
+        command[-5:-5] = ["-frames:v", str(frames[-1] + 1)]
+    pictures, length, index = [], size[0] * size[1] * 3, 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         while len(picture := process.stdout.read(length)) == length:
-            pictures.append(torch.frombuffer(bytearray(picture), dtype=torch.uint8).view(*size, 3))
-    if not pictures:
-        raise ValueError(f"Expected a video at {path}, but no picture of it can be read; write or download it again.")
+            if frames is None or index in frames:
+                pictures.append(torch.frombuffer(bytearray(picture), dtype=torch.uint8).view(*size, 3))
+            index += 1
+    if not pictures or (frames is not None and len(pictures) < len(frames)):
+        wanted = "pictures" if frames is None else f"{frames[-1] + 1} pictures"
+        raise ValueError(f"Expected a video with {wanted} at {path}, but only {index} can be read; write it again.")
     return torch.stack(pictures).permute(3, 0, 1, 2).contiguous()
 
 
-def video_size(path: Path) -> tuple[int, int]:
-    """Height and width of a video. Raises `ValueError` for a file that ffmpeg does not take for one."""
-    command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-i", str(path), "-frames:v", "1", "-vf", "showinfo"]
-    said = subprocess.run([*command, "-f", "null", "-"], capture_output=True, text=True, errors="replace").stderr
-    sizes = [word.removeprefix("s:") for word in said.split() if word.startswith("s:") and "x" in word]
-    if not sizes:
+def video_info(path: str | Path) -> VideoInfo:
+    """What the header of a video says. Raises as `read_video`; for one whose sides are out of range too."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no video at {path}; check the path.")
+    command = [ffmpeg_path(), "-hide_banner", "-nostdin", "-i", str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
+    line = next((line for line in said.splitlines() if " Video: " in line), "")
+    sides, rate = re.search(r", (\d{1,6})x(\d{1,6})", line), re.search(r"([\d.]+) fps", line)
+    if not sides:
         raise ValueError(f"Expected a video at {path}, got something else or one that is damaged; write it again.")
-    width, height = map(int, sizes[-1].split("x"))
-    if not 0 < max(width, height) <= MAX_SIDE:
-        raise ValueError(f"Expected a video of at most {MAX_SIDE} pixels a side at {path}, got {height}x{width}.")
-    return height, width
+    width, height = int(sides[1]), int(sides[2])
+    if not 0 < min(width, height) <= max(width, height) <= MAX_SIDE:
+        raise ValueError(f"Expected a video of 1 to {MAX_SIDE} pixels a side at {path}, got {height}x{width}.")
+    return VideoInfo(size=(height, width), frame_rate=float(rate[1]) if rate else 25.0)
 
 
 def usual_codec(suffix: str, size: tuple[int, int]) -> str:

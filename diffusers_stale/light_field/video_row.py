@@ -1,4 +1,4 @@
-"""A row of video files, one for each of many views from left to right, as players of light-field video in VR take it."""
+"""A row of video files, one for each of many views from left to right, for VR players."""
 
 import inspect
 from collections.abc import Iterator, Sequence
