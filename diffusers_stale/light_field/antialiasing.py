@@ -26,7 +26,7 @@ MAX_SPREAD = 64.0
 def prefiltered(
     light_field: LightField | torch.Tensor, focus: float | None = None, max_disparity: float | None = None
 ) -> torch.Tensor:
-    """Pixels in which everything off the focal plane is blurred by as much as it moves from view to view beside it.
+    """Pixels in which what is off the focal plane is spread to where the neighbouring cameras have it.
 
     Args:
         light_field: the movie, or pixels `(3, view_rows, view_cols, frames, height, width)`.
@@ -35,8 +35,8 @@ def prefiltered(
         max_disparity: largest shift between neighbouring views that is looked for, in pixels.
 
     Returns:
-        Pixels of the same shape and dtype, to be refocused at `focus`; differentiable in floating-point pixels. Along
-        an axis with a single view nothing is blurred.
+        Pixels of the same shape and dtype, to be refocused at `focus` with a lens as large as the grid; differentiable
+        in floating-point pixels. Along an axis with a single view nothing is spread.
 
     Raises:
         ValueError: for pixels of another shape or not finite.
@@ -112,44 +112,64 @@ def _exposure(every: int, shutter: float) -> list[float]:
 def _exposed(part: LightField, weights: Sequence[float]) -> LightField:
     """One frame of all of a movie, the first ones of which count by `weights`; one that is not mixed is untouched."""
     used = [(index, weight) for index, weight in enumerate(weights[: part.num_frames]) if weight > 0.0]
-    if len(used) == 1:
-        return part.select(frames=0)
-    total = sum(part.pixels[:, :, :, index].float() * weight for index, weight in used)
-    pixels = total.div(sum(weight for _, weight in used)).round().to(torch.uint8)[:, :, :, None]
-    return LightField(pixels, part.frame_rate / len(weights), part.camera_grid, None, part.provenance)
+    pixels = part.pixels[:, :, :, :1]
+    if len(used) > 1:
+        total = sum(part.pixels[:, :, :, index].float() * weight for index, weight in used)
+        pixels = total.div(sum(weight for _, weight in used)).round().to(torch.uint8)[:, :, :, None]
+    disparity = part.disparity if len(weights) == 1 else None
+    return LightField(pixels, part.frame_rate / len(weights), part.camera_grid, disparity, part.provenance)
 
 
 def _prefiltered(views: Interpolator, focus: float) -> torch.Tensor:
     """One moment, shape `(3, view_rows, view_cols, height, width)`."""
+    view_rows, view_cols = views.views.shape[1:3]
     rows = []
-    for r in range(views.views.shape[1]):
+    for r in range(view_rows):
         cols = []
-        for c in range(views.views.shape[2]):
-            spread = (views.disparity(r, c) - focus).abs().clamp(max=MAX_SPREAD)
-            picture = views.views[:, r, c]
-            for axis, count in ((-2, views.views.shape[1]), (-1, views.views.shape[2])):
-                picture = _spread(picture, spread, axis) if count > 1 else picture
-            cols.append(picture)
+        for c in range(view_cols):
+            beside = (views.disparity(r, c) - focus).clamp(-MAX_SPREAD, MAX_SPREAD)
+            picture = _spread(views.views[:, r, c], beside, -2, _neighbours(r, view_rows))
+            cols.append(_spread(picture, beside, -1, _neighbours(c, view_cols)))
         rows.append(torch.stack(cols, dim=1))
     return torch.stack(rows, dim=1)
 
 
-def _spread(picture: torch.Tensor, width: torch.Tensor, axis: int) -> torch.Tensor:
-    """`picture` `(3, height, width)` averaged along an axis over as many pixels as `width` says for each of its own.
+def _neighbours(index: int, count: int) -> list[int]:
+    """On which sides, -1 or 1, a camera has a neighbour."""
+    return [side for side in (-1, 1) if 0 <= index + side < count]
 
-    Every pixel is spread over the places around it, and what comes to a place is averaged there: what is sharp and
-    far keeps its edge against what is blurred.
+
+def _spread(picture: torch.Tensor, beside: torch.Tensor, axis: int, sides: Sequence[int]) -> torch.Tensor:
+    """`picture` `(3, height, width)` with each pixel spread along an axis to where the neighbours on `sides` have it.
+
+    Views between a camera and its neighbour show a mixture of both, whose share of this camera falls from 1 to 0: that
+    is how a pixel is spread, as a slope of length `beside` to each side. What comes to a place is averaged there.
     """
-    reach, size = math.ceil(float(width.max()) / 2), picture.shape[axis]
-    total, weight = torch.zeros_like(picture), torch.zeros_like(width)
-    half = width.clamp(min=1.0) / 2
+    if not sides:
+        return picture
+    reach, size = math.ceil(float(beside.abs().max()) + 0.5), picture.shape[axis]
+    length = beside.abs().clamp(min=1e-3)
+    total, weight = torch.zeros_like(picture), torch.zeros_like(beside)
     for offset in range(-reach, reach + 1):
-        # Part of a pixel, `offset` from the middle, that a stripe of this width covers; all parts sum to 1.
-        share = (half - abs(offset) + 0.5).clamp(0.0, 1.0) / (2 * half)
         start, stop = max(0, -offset), min(size, size - offset)
-        if start >= stop:
+        # Where a neighbour has it: see `axes.displaced`, with a step of 1 to its side.
+        share = sum(_slope_share(abs(offset), length) * _is_towards(offset, -beside * side) for side in sides)
+        if start >= stop or not share.any():
             continue
-        source = (picture * share).narrow(axis, start, stop - start)
-        total.narrow(axis, start + offset, stop - start).add_(source)
+        total.narrow(axis, start + offset, stop - start).add_((picture * share).narrow(axis, start, stop - start))
         weight.narrow(axis, start + offset, stop - start).add_(share.narrow(axis, start, stop - start))
     return total / weight.clamp(min=1e-6)
+
+
+def _is_towards(offset: int, direction: torch.Tensor) -> torch.Tensor:
+    return direction * offset > 0 if offset else torch.ones_like(direction, dtype=torch.bool)
+
+
+def _slope_share(distance: int, length: torch.Tensor) -> torch.Tensor:
+    """Part of a slope from 1 at 0 to 0 at `length`, of area 1, that falls on the pixel at a distance."""
+
+    def area(end: float) -> torch.Tensor:
+        part = (end / length).clamp(max=1.0)
+        return part * (2.0 - part)
+
+    return area(distance + 0.5) - (area(distance - 0.5) if distance else 0.0)

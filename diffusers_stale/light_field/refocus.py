@@ -64,7 +64,8 @@ def refocus(
     pixels = pixels_of(light_field)
     plane, reach = focus_of(light_field, focus), search_reach(light_field, max_disparity)
     lens = Lens.of(pixels, plane, aperture, shape, densify)
-    pixels = prefiltered(pixels, plane, reach) if prefilter else pixels
+    if prefilter:
+        pixels = _spread_within(pixels, lens, plane, reach, densify)
     pictures = [lens.gathered(_source(moment, densify, reach)) for moment in pixels.unbind(3)]
     return _as_pixels(pixels, torch.stack(pictures, dim=1), densify)
 
@@ -126,6 +127,16 @@ class Lens:
     def _back(self, coordinate: float) -> float:
         """A point on the focal plane is found at `displaced` in this view; moved back by as much it is on itself."""
         return -float(displaced(0.0, self.focus, coordinate))
+
+
+def _spread_within(pixels: torch.Tensor, lens: Lens, focus: float, reach: float, densify: int) -> torch.Tensor:
+    """Pixels that are prefiltered as far as the lens goes; beyond it nothing is spread into the picture."""
+    used = torch.nonzero(lens.weights)
+    low, high = used.amin(dim=0).div(densify, rounding_mode="floor"), (used.amax(dim=0) + densify - 1) // densify
+    rows, cols = (slice(int(low[axis]), int(high[axis]) + 1) for axis in (0, 1))
+    spread = pixels.clone()
+    spread[:, rows, cols] = prefiltered(pixels[:, rows, cols], focus, reach)
+    return spread
 
 
 def _source(moment: torch.Tensor, densify: int, reach: float) -> Callable[[int, int], torch.Tensor]:
