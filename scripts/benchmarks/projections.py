@@ -1,11 +1,11 @@
-"""Speed of refocusing, interpolation and quilts on a light field of 9x9 views and 16 frames of 256x256 pixels, one CPU.
+"""Speed of refocusing, interpolation and quilts on a light field of 9x9 views and 16 frames of 256x256, one CPU.
 
 Each is timed beside another way to the same result, in the same process, one after the other, several times; the ratio
 of the best times is what counts, and how near the results are is told with it:
 
 - refocusing by whole pixels and by parts of them against shift-and-add in numpy (shifts by slices, whole; and cubic by
-  `scipy.ndimage.shift`, for a few frames, since it is slow), and against plenpy's `LightField.get_refocus` (linear, one
-  frame) where a Python that has it is given;
+  `scipy.ndimage.shift`, one frame, since it is slow), and against plenpy's `LightField.get_refocus` (linear, one frame)
+  where a Python that has it is given;
 - interpolation against the same warp by `scipy.ndimage.map_coordinates`;
 - quilts of the views that are there, of which both copy every pixel once, against numpy slices;
 - a quilt of 45 views between 9 cameras against the same warps.
@@ -20,6 +20,7 @@ import json
 import math
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -246,7 +247,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "big.lf.safetensors"
         LightField(pixels).save(path)
-        command = ["python", __file__, "--memory", str(path)]
+        command = [sys.executable, __file__, "--memory", str(path)]
         said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(f"memory while refocusing: {said['part']:.2f} times the light field, itself included")
 

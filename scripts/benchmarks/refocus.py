@@ -1,8 +1,8 @@
 """How near interpolated views and refocusing from 3x3 cameras come to what a dense grid shows, on rendered barnyards.
 
 Two bars: views interpolated between 3x3 cameras reach 32 dB against those rendered at twice the density; refocusing
-3x3 through interpolation is at least 6 dB nearer to the refocused 17x17 truth than shift-and-add on 3x3. The scenes are
-of a seed that nothing was tuned on; another can be given.
+3x3 through interpolation is at least 6 dB nearer to the refocused 17x17 truth than shift-and-add on 3x3. The scenes
+are of a seed that nothing was tuned on; another can be given.
 
 python scripts/benchmarks/refocus.py
 """
@@ -38,7 +38,7 @@ def view_quality(seed: int, index: int, size: int) -> list[float]:
 
 
 def refocus_quality(seed: int, index: int, size: int, densify: int) -> dict[str, tuple[float, float, float]]:
-    """PSNR against the refocused 17x17 grid, focused far, at zero disparity and near: plain, prefiltered, densified."""
+    """PSNR against the refocused 17x17 grid, focused far, at 0 and near: plain, prefiltered, densified."""
     clip = render_scene(sample_scene(seed, index), 17, 17, 1, size, size, spacing=1 / 8)
     dense, sparse = clip.pixels, clip.pixels[:, ::8, ::8]
     reach = 8 * float(clip.disparity.abs().max()) + MARGIN
