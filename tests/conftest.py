@@ -1,9 +1,10 @@
 """Tiny random components of the real classes, from which every test can build a pipeline that takes milliseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from browser import Visit, chromium, visitor
 from diffusers import AutoencoderKL, ModelMixin, MotionAdapter, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -168,3 +169,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def visit() -> Iterator[Callable[..., Visit]]:
+    """Opens a page in headless Chromium (`browser.visitor`). One browser a module; its pages are closed at the end."""
+    with chromium() as browser:
+        if browser is None:
+            pytest.skip("There is no Chromium here; `apt-get install chromium`, or `playwright install chromium`.")
+        contexts = []
+        yield visitor(browser, contexts)
+        for context in contexts:
+            context.close()

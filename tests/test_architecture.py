@@ -83,6 +83,7 @@ PLACES_OF_LIBRARY = {
     "typer": ("diffusers_stale/cli/", "tests/"),
     "huggingface_hub": ("diffusers_stale/hub.py", "tests/"),
     "peft": ("tests/",),
+    "playwright": ("tests/",),
 }
 """Where alone a library may be imported."""
 
