@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def lent_device(seconds: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """ZeroGPU's decorator on its Spaces, and one that changes nothing elsewhere. To be asked before CUDA is touched."""
+    """ZeroGPU's decorator on its Spaces, elsewhere one that changes nothing. To be asked before CUDA is touched."""
     if find_spec("spaces") is None:
         return lambda function: function
     import spaces

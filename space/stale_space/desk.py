@@ -6,7 +6,7 @@ Every handler reads raw values again, whatever the page or the queue has checked
 
 import html
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,12 +108,8 @@ class Desk:
         with told():
             request = read_request(dict(zip(FIELDS, fields, strict=True)), self.limits)
             yield (look.waiting("Waiting for the first step …"), *(SKIP,) * 7)
-            start, movie = time.monotonic(), None
-            for news in self.studio.generate(request):
-                if isinstance(news, Progress):
-                    yield (look.progress(news), *(SKIP,) * 7)
-                else:
-                    movie = news
+            start = time.monotonic()
+            movie = yield from watched(self.studio.generate(request), 7)
             result = self.results.save(movie)
             facts = facts_of(request, movie, time.monotonic() - start)
             yield from self._shown(result, movie, facts, recent, request.prompt)
@@ -184,10 +180,8 @@ class Desk:
             for news in self.studio.generate(request):
                 if isinstance(news, Progress):
                     progress((news.step, news.steps), unit="steps")
-                else:
-                    movie = news
-            result = self.results.save(movie)
-            return self._file(result, "sway"), str(result.movie), self._file(result, "epi"), movie.provenance
+            result = self.results.save(news)
+            return self._file(result, "sway"), str(result.movie), self._file(result, "epi"), news.provenance
 
     # ---- comparing schedulers ----------------------------------------------------------------------------------
 
@@ -209,14 +203,10 @@ class Desk:
             yield (look.waiting("Waiting for the first step …"), *videos)
             for index, name in enumerate((None, *rivals)):
                 scheduler = None if name is None else rival(name, self.studio.pipeline.scheduler.config)
-                shown = [SKIP] * 3
-                for news in self.studio.generate(request, scheduler):
-                    if isinstance(news, Progress):
-                        seconds = news.seconds
-                        yield (look.progress(news, f"{name or 'StaleScheduler'}, "), *shown)
-                    else:
-                        result = self.results.save(news)
-                label = f"{name or 'StaleScheduler'}: {request.steps} steps, {seconds:.1f} s"
+                shown, start = [SKIP] * 3, time.monotonic()
+                run = self.studio.generate(request, scheduler)
+                result = self.results.save((yield from watched(run, 3, f"{name or 'StaleScheduler'}, ")))
+                label = f"{name or 'StaleScheduler'}: {request.steps} steps, {time.monotonic() - start:.1f} s"
                 shown[index] = gr.Video(value=self._file(result, "sway"), label=label)
                 yield (SKIP, *shown)
             yield (look.done("The same noise, the same number of steps, three schedulers."), *(SKIP,) * 3)
@@ -245,11 +235,7 @@ class Desk:
             frames = read_video(path, FIELDS["frames"].default, self.limits)
             request = MovieRequest(**chosen, frames=len(frames))
             start = time.monotonic()
-            for news in self.studio.generate(request, video=frames):
-                if isinstance(news, Progress):
-                    yield (look.progress(news), *(SKIP,) * 5)
-                else:
-                    movie = news
+            movie = yield from watched(self.studio.generate(request, video=frames), 5)
             facts = facts_of(request, movie, time.monotonic() - start)
             for shown in self._shown(self.results.save(movie), movie, facts, [], request.prompt):
                 yield shown[:6]
@@ -309,6 +295,17 @@ class Desk:
         for problem in problems.values():
             gr.Warning(f"In the link: {html.escape(problem)}")
         return [values.get(name, SKIP) for name in FIELDS]
+
+
+def watched(
+    run: Iterator[Progress | LightField | None], others: int, what: str = ""
+) -> Generator[Outputs, None, LightField]:
+    """The movie of `run`; until then yields the stage, and nothing for as many `others` outputs."""
+    for news in run:
+        if isinstance(news, LightField):
+            return news
+        yield (SKIP if news is None else look.progress(news, what), *(SKIP,) * others)
+    raise RuntimeError("A run ended without a movie.")
 
 
 def facts_of(request: MovieRequest, movie: LightField, seconds: float) -> str:

@@ -29,6 +29,9 @@ DECODE_CHUNK = 16
 POLL_SECONDS = 0.2
 """How often somebody who waits for the device looks whether he is still wanted."""
 
+PULSE_SECONDS = 1.0
+"""How long a visitor is left without a sign of life, in which he could not cancel."""
+
 CONDITIONING = "known_conditioning"
 """Key of a UNet's configuration: whether it can go on from pictures that are known, and so from a video."""
 
@@ -115,10 +118,10 @@ class Studio:
 
     def generate(
         self, request: MovieRequest, scheduler: SchedulerMixin | None = None, video: list[Image.Image] | None = None
-    ) -> Iterator[Progress | LightField]:
-        """Yields a `Progress` after each step, and the movie at the end.
+    ) -> Iterator[Progress | LightField | None]:
+        """Yields a `Progress` after each step, the movie at the end, and None once a second while there is no news.
 
-        Closing the iterator ends the run after its current step.
+        Closing the iterator ends the run after its current step, or before the first one.
 
         Args:
             request: what to make.
@@ -142,7 +145,11 @@ class Studio:
         threading.Thread(target=work, daemon=True, name="studio").start()
         try:
             while True:
-                news = told.get()
+                try:
+                    news = told.get(timeout=PULSE_SECONDS)
+                except queue.Empty:
+                    yield None
+                    continue
                 if isinstance(news, Exception):
                     raise news
                 yield news
