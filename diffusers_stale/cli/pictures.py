@@ -1,4 +1,4 @@
-"""`project` and `display`: from a movie to pictures, videos and what 3D displays take."""
+"""`project`, `display`, `view`: from a movie to pictures, videos, what 3D displays take, and a page to look around."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -90,6 +90,19 @@ def display(
     with user_errors():
         options = {"preset": preset, "columns": columns, "rows": rows, "baseline": baseline, "focus": focus}
         write_one(movie, what, output, frame, force, {**options, "crop": crop or None})
+
+
+@app.command()
+def view(
+    movie: Movie,
+    output: Annotated[Path, typer.Option("--output", "-o", help="An .html file.")] = Path("viewer.html"),
+    force: Replace = False,
+) -> None:
+    """Make a [bold]page to look around in[/bold]: one HTML file, for any browser or phone, that needs no network."""
+    with user_errors():
+        from diffusers_stale.light_field.viewer import write_viewer
+
+        typer.echo(f"Wrote {write_viewer(movie, output, force)}")
 
 
 def write_one(

@@ -85,7 +85,7 @@ def write_picture(
     source = Path(movie)
     with LightField.open(source / LIGHT_FIELD if source.is_dir() else source) as file:
         path = _hinted(path, _hint_of(name, given, file.sizes))
-        _check_place(path, force)
+        check_place(path, force)
         notes = _quilt_notes(file, given) if name == "quilt" else []
         quiet = {"report": False} if name == "quilt" else {}
         frame_index = middle_index(file.sizes["frames"]) if frame is None else frame
@@ -130,7 +130,8 @@ def _check_suffix(name: str, output: Path | None, frame: int | None) -> Path:
     return path
 
 
-def _check_place(path: Path, force: bool) -> None:
+def check_place(path: Path, force: bool) -> None:
+    """Raises `OSError` of a fitting class unless a file can be made at `path`, or replaced there with `force`."""
     if path.is_dir():
         raise IsADirectoryError(f"Expected a file or nothing at {path}, got a folder; choose another name.")
     if path.exists() and not force:
