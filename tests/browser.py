@@ -4,6 +4,7 @@ The fixture is `visit` in `conftest.py`. Nothing but the page itself can be reac
 """
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page, Route
+    from playwright.sync_api import Browser, Page, Route
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 """What the program is called on Linux; elsewhere Playwright's own is looked for (`playwright install chromium`)."""
@@ -49,6 +50,18 @@ class Visit:
         """The value of an expression or function of JavaScript in the page."""
         return self.page.evaluate(script, argument)
 
+    def wait_for(self, script: str, seconds: float = 20.0) -> None:
+        """Until an expression of JavaScript is true (Playwright's own way is forbidden by a page's security policy)."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(script):
+            if time.monotonic() > end:
+                raise TimeoutError(f"Expected {script} within {seconds:g} seconds; it never was.")
+            self.page.wait_for_timeout(30)
+
+    def close(self) -> None:
+        """Ends the page: one that moves by itself slows down all that come after it."""
+        self.page.context.close()
+
 
 @contextmanager
 def chromium() -> Iterator["Browser | None"]:
@@ -65,8 +78,8 @@ def chromium() -> Iterator["Browser | None"]:
         browser.close()
 
 
-def visitor(browser: "Browser", contexts: "list[BrowserContext]") -> Callable[..., Visit]:
-    """The function that opens pages in `browser`; the contexts that it makes are added to `contexts`."""
+def visitor(browser: "Browser", visits: list[Visit]) -> Callable[..., Visit]:
+    """The function that opens pages in `browser`; each is added to `visits`."""
 
     def visit(
         address: str | Path,
@@ -92,9 +105,9 @@ def visitor(browser: "Browser", contexts: "list[BrowserContext]") -> Callable[..
             reduced_motion="reduce" if reduced_motion else "no-preference",
             device_scale_factor=scale,
         )
-        contexts.append(context)
         page = context.new_page()
         seen = Visit(page)
+        visits.append(seen)
         page.on("console", lambda said: _is_complaint(said.type, said.text) and seen.errors.append(said.text))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.on("websocket", lambda socket: _is_own(socket.url, url) or seen.strangers.append(socket.url))

@@ -172,12 +172,26 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def visit() -> Iterator[Callable[..., Visit]]:
-    """Opens a page in headless Chromium (`browser.visitor`). One browser a module; its pages are closed at the end."""
+def visit_any() -> Iterator[Callable[..., Visit]]:
+    """`visit` for pages that many tests look at: they stay open until the module's end, as does its one browser."""
     with chromium() as browser:
         if browser is None:
             pytest.skip("There is no Chromium here; `apt-get install chromium`, or `playwright install chromium`.")
-        contexts = []
-        yield visitor(browser, contexts)
-        for context in contexts:
-            context.close()
+        visits = []
+        yield visitor(browser, visits)
+        for seen in visits:
+            seen.close()
+
+
+@pytest.fixture
+def visit(visit_any: Callable[..., Visit]) -> Iterator[Callable[..., Visit]]:
+    """Opens a page in headless Chromium (see `browser.visitor`) and closes it after the test."""
+    visits = []
+
+    def open_and_remember(*arguments: object, **options: object) -> Visit:
+        visits.append(visit_any(*arguments, **options))
+        return visits[-1]
+
+    yield open_and_remember
+    for seen in visits:
+        seen.close()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import imageio.v3 as iio
 import pytest
 import torch
 from browser import Visit
@@ -20,6 +21,8 @@ from diffusers_stale.light_field.viewer import viewer_html, write_viewer
 
 
 RENDERERS = {"webgl2": "?still", "canvas": "?still&canvas"}
+SMALL = {"width": 360, "height": 560}
+"""A window in which little has to be drawn: these browsers have no graphics hardware."""
 SIZE = 32
 DENSITY = 4
 
@@ -28,7 +31,7 @@ DENSITY = 4
 def truth() -> LightField:
     """A barnyard from 9x9 cameras, a quarter as far apart as those of `movie`."""
     count = 2 * DENSITY + 1
-    clip = render_scene(sample_scene(0, 0), count, count, 1, SIZE, SIZE, baseline=1.5, spacing=1 / DENSITY)
+    clip = render_scene(sample_scene(0, 0), count, count, 1, SIZE, SIZE, baseline=3.0, spacing=1 / DENSITY)
     grid = CameraGrid(view_rows=count, view_cols=count, spacing=1 / DENSITY)
     return LightField.from_float(clip.pixels, 8.0, grid, clip.disparity * DENSITY)
 
@@ -43,10 +46,10 @@ def movie(truth: LightField) -> LightField:
 
 @pytest.fixture(scope="module")
 def opened(
-    visit: Callable[..., Visit], movie: LightField, tmp_path_factory: pytest.TempPathFactory
+    visit_any: Callable[..., Visit], movie: LightField, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Visit]:
     path = write_viewer(movie, tmp_path_factory.mktemp("viewer") / "viewer.html")
-    return {name: visit(path, query=query) for name, query in RENDERERS.items()}
+    return {name: visit_any(path, query=query, **SMALL) for name, query in RENDERERS.items()}
 
 
 @pytest.fixture(params=RENDERERS)
@@ -93,7 +96,7 @@ def centre(shown: torch.Tensor) -> float:
 
 
 def open_page(visit: Callable[..., Visit], folder: Path, light_field: LightField, **options: object) -> Visit:
-    seen = visit(write_viewer(light_field, folder / "viewer.html", force=True), **options)
+    seen = visit(write_viewer(light_field, folder / "viewer.html", force=True), **SMALL | options)
     seen("staleViewer.ready")
     return seen
 
@@ -110,14 +113,14 @@ def test_at_a_camera_its_own_picture_is_shown(viewer: Visit, movie: LightField):
 
 
 def test_between_cameras_the_truth_is_shown_without_ghosts(viewer: Visit, truth: LightField):
-    places = [(-0.5, 0.0), (0.5, 0.5), (0.25, -0.75), (0.0, 0.5), (-0.75, -0.25)]
-    for x, y in places:
+    gains = []
+    for x, y in [(-0.5, 0.0), (0.5, 0.5), (0.25, -0.75), (0.0, 0.5)]:
         true = truth.pixels[:, round((y + 1) * DENSITY), round((x + 1) * DENSITY), 0]
-        warped = psnr(picture(viewer, f"v.setHead({x}, {y})"), true)
-        blended = psnr(picture(viewer, f"v.setWarp(false); v.setHead({x}, {y})"), true)
-        viewer("staleViewer.setWarp(true)")
-        assert warped > 30
-        assert warped > blended + 3
+        warped = psnr(picture(viewer, f"v.setWarp(true); v.setHead({x}, {y})"), true)
+        gains.append(warped - psnr(picture(viewer, "v.setWarp(false)"), true))
+        assert warped > 32
+    assert min(gains) > 1
+    assert sum(gains) / len(gains) > 2
 
 
 @pytest.mark.parametrize(("focus", "aperture"), [(0.0, 1.0), (1.7, 1.4), (-0.8, 0.7), (2.5, 0.3)])
@@ -129,15 +132,15 @@ def test_refocusing_the_cameras_is_that_of_python(viewer: Visit, movie: LightFie
     assert difference(shown, expected) <= 3
 
 
-@pytest.mark.parametrize("focus", [0.0, 2.0, -1.0])
+@pytest.mark.parametrize(("focus", "gain"), [(2.0, 10), (-1.0, 4), (3.0, 10)])
 def test_refocusing_between_the_cameras_is_that_of_many_cameras(
-    viewer: Visit, truth: LightField, movie: LightField, focus: float
+    viewer: Visit, truth: LightField, movie: LightField, focus: float, gain: float
 ):
     true = refocus(truth, focus / DENSITY, 1.0 * DENSITY)[:, 0]
     plain = refocus(movie.select(frames=0), focus, 1.0)[:, 0]
     shown = picture(viewer, f"v.setFocus({focus}); v.setAperture(1)")
-    assert psnr(shown, true) > 34
-    assert psnr(shown, true) > psnr(plain, true) + 6
+    assert psnr(shown, true) > 40
+    assert psnr(shown, true) > psnr(plain, true) + gain
 
 
 def test_the_lens_opens_smoothly_about_the_head(viewer: Visit):
@@ -179,6 +182,7 @@ def test_dragging_right_moves_the_head_right_and_near_things_left(visit: Callabl
         assert (state["x"], state["y"]) == (pytest.approx(0.5, abs=0.02), pytest.approx(0.0, abs=0.02))
         shown = picture(viewer)
         assert centre(shown) == pytest.approx(12 - 4 * state["x"], abs=0.3)
+        assert shown[1, 8].max() > 230  # once, and not twice half as white
         far = light_field.pixels[:, 0, 0, 0, 0]
         assert difference(shown[:, 0, 18:], far[:, 18:]) <= 1  # what is far stays
         viewer.page.mouse.move(x + box["width"], y, steps=2)
@@ -190,17 +194,10 @@ def test_dragging_right_moves_the_head_right_and_near_things_left(visit: Callabl
 def test_the_screen_shows_the_picture_enlarged(viewer: Visit, movie: LightField):
     """A whole pixel of the movie in the middle of its square on the screen, upright."""
     picture(viewer, "v.setHead(1, 1)")
-    viewer.page.wait_for_timeout(150)
-    (tmp := viewer.page.locator("#picture")).scroll_into_view_if_needed()
-    shot = tmp.screenshot()
-    decoded = viewer("""async (text) => {
-        const image = await createImageBitmap(await (new Response(Uint8Array.from(atob(text), c => c.charCodeAt(0)))).blob());
-        const sheet = new OffscreenCanvas(image.width, image.height).getContext("2d");
-        sheet.drawImage(image, 0, 0);
-        return [image.width, image.height, Array.from(sheet.getImageData(0, 0, image.width, image.height).data)];
-    }""", __import__("base64").b64encode(shot).decode())
-    width, height, data = decoded
-    screen = torch.tensor(data, dtype=torch.uint8).view(height, width, 4)
+    canvas = viewer.page.locator("#picture")
+    canvas.scroll_into_view_if_needed()
+    screen = torch.from_numpy(iio.imread(canvas.screenshot()))
+    height, width, _ = screen.shape
     for row, col in ((8, 4), (20, 25), (28, 16), (16, 9)):
         shown = screen[int((row + 0.5) * height / SIZE), int((col + 0.5) * width / SIZE), :3]
         assert difference(shown, movie.pixels[:, 2, 2, 0, row, col]) <= 2
@@ -251,12 +248,14 @@ def test_knobs_and_buttons_have_names_and_work(viewer: Visit):
 
 def test_time_runs_and_ends_without_loop(viewer: Visit):
     viewer("(() => { staleViewer.setLoop(false); staleViewer.setSpeed(4); staleViewer.setPlaying(true); })()")
-    viewer.page.wait_for_function("staleViewer.state.frame === 1 && !staleViewer.state.playing", timeout=10_000)
+    viewer.wait_for("staleViewer.state.frame === 1 && !staleViewer.state.playing")
 
 
 def test_what_is_no_number_is_refused(viewer: Visit):
     for call in ("setHead('left', 0)", "setFocus(NaN)", "setFrame(undefined)", "setAperture(null)"):
-        assert viewer(f"() => {{ try {{ staleViewer.{call} }} catch (error) {{ return error.name }} }}") == "RangeError"
+        assert (
+            viewer(f"() => {{ try {{ staleViewer.{call} }} catch (error) {{ return error.name }} }}") == "RangeError"
+        )
     picture(viewer, "v.setHead(99, -99)")
     assert (viewer("staleViewer.state.x"), viewer("staleViewer.state.y")) == (1, -1)
 
@@ -277,7 +276,7 @@ def test_a_phone_looks_around_by_touch_and_nothing_is_wider_than_it(
         points = [{"x": box["x"] + box["width"] * x, "y": y}]
         touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     touches.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    viewer.page.wait_for_function("staleViewer.state.x < 0", timeout=5_000)
+    viewer.wait_for("staleViewer.state.x < 0")
     assert viewer("staleViewer.state.x") == pytest.approx(-0.4, abs=0.25)
     viewer.page.get_by_role("button", name="Tilt").click()
     tilt = "new DeviceOrientationEvent('deviceorientation', {{ alpha: 0, beta: 40, gamma: {} }})"
@@ -300,7 +299,7 @@ def test_it_works_inside_another_page(visit: Callable[..., Visit], movie: LightF
     host.write_text('<iframe id="frame" style="width: 500px; height: 500px"></iframe>')
     seen = visit(host)
     seen("page => { document.getElementById('frame').srcdoc = page; }", viewer_html(movie, "Barn", embed=True))
-    seen.page.wait_for_function("document.getElementById('frame').contentWindow.staleViewer", timeout=10_000)
+    seen.wait_for("!!document.getElementById('frame').contentWindow.staleViewer")
     inside = seen.page.frames[1]
     inside.evaluate("staleViewer.ready")
     assert inside.evaluate("staleViewer.pixels().width") == SIZE
@@ -313,7 +312,7 @@ def test_any_grid_can_be_viewed(visit: Callable[..., Visit], view_rows: int, vie
     light_field = columns(2, view_rows, view_cols)
     for query in RENDERERS.values():
         viewer = open_page(visit, tmp_path, light_field, query=query)
-        shown = picture(viewer, "v.setHead(-9, -9)")
+        shown = picture(viewer, "v.setPlaying(false); v.setHead(-9, -9)")
         assert difference(shown, light_field.pixels[:, 0, 0, 0]) <= 1
         picture(viewer, "v.setHead(0.3, 0.2); v.setAperture(1); v.setEpi(true); v.setAnaglyph(true)")
         viewer.page.wait_for_timeout(50)
@@ -389,7 +388,7 @@ def test_a_file_is_written_once_and_whole(movie: LightField, tmp_path: Path):
 
 
 def test_a_movie_too_large_for_a_page_is_refused_with_a_remedy():
-    with pytest.raises(ValueError, match=r"32,000,000 pixels.*got 33,292,288.*frames=slice\(0, 1\)"):
+    with pytest.raises(ValueError, match=r"32,000,000 pixels.*got 33,292,800.*frames=slice\(0, 1\)"):
         viewer_html(LightField(torch.zeros(1, dtype=torch.uint8).expand(3, 2, 2, 2, 2040, 2040)))
     with pytest.raises(ValueError, match=r"4096 pixels across, got 3 views of 1400.*view_cols"):
         viewer_html(LightField(torch.zeros(1, dtype=torch.uint8).expand(3, 1, 3, 1, 8, 1400)))

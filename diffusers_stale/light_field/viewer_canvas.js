@@ -87,7 +87,7 @@ class CanvasRenderer {
     for (let i = 0; i <= steps; i++) {
       const d = high - stride * i, there = this.depth(scene, col, row, x - d * dx, y - d * dy);
       if (there < d - least) { behind = false; continue; }
-      if (!behind && there - d <= 1.5 * stride + least) return there;
+      if (!behind && there - d <= 3 * stride + least) return there;
       behind = true;
     }
     return null;
@@ -132,7 +132,7 @@ class CanvasRenderer {
     let total = 0;
     for (const { weight, c, r, dx, dy, found } of corners) {
       let share = weight;
-      if (scene.warp) share *= found === null ? 1e-6 : Math.max(Math.exp(-4 * (nearest - found)), 1e-4);
+      if (scene.warp) share *= found === null ? 1e-6 : Math.max(Math.exp(-0.7 * (nearest - found)), 1e-4);
       const d = found === null ? lowest : found;
       this.sample(scene.views, cols * width, c * width, r * height, x - d * dx, y - d * dy, share, sum);
       total += share;

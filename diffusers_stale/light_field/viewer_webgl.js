@@ -42,13 +42,14 @@ float depth(ivec2 view, vec2 p) {
 }
 // Whether a camera sees the thing that pixel p of the wanted view shows, and the disparity of that thing: the ray is
 // followed from near to far. Where it passes behind something that the camera sees, it is lost until it comes out.
+// Three strides (1.5 pixels) are taken for a slope, or for the edge of something thin, and no such passing.
 bool follow(ivec2 view, vec2 p, vec2 delta, out float found) {
   float stride = (range.y - range.x) / float(steps), least = 1e-4 * (range.y - range.x);
   bool behind = false;
   for (int i = 0; i <= steps; i++) {
     float d = range.y - stride * float(i), there = depth(view, p - d * delta);
     if (there < d - least) { behind = false; continue; }
-    if (!behind && there - d <= 1.5 * stride + least) { found = there; return true; }
+    if (!behind && there - d <= 3.0 * stride + least) { found = there; return true; }
     behind = true;
   }
   found = range.x;
@@ -75,11 +76,12 @@ vec3 seen(vec2 p, vec2 place) {
   }
   vec3 sum = vec3(0.0);
   float total = 0.0;
+  // Cameras that disagree about what is there do so at edges, whose mixed pixels a gentle preference keeps smooth.
   for (int k = 0; k < 4; k++) {
     if (weights[k] == 0.0) continue;
     vec2 view = low + vec2(float(k & 1), float(k >> 1));
     float weight = weights[k];
-    if (warp) weight *= sees[k] ? max(exp(-4.0 * (nearest - found[k])), 1e-4) : 1e-6;
+    if (warp) weight *= sees[k] ? max(exp(-0.7 * (nearest - found[k])), 1e-4) : 1e-6;
     sum += weight * cubic(views, ivec2(view), size, p - found[k] * (view - held));
     total += weight;
   }
