@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from diffusers_stale.cli.app import app, user_errors
-from diffusers_stale.cli.options import Focus, OneFrame, Replace, parse_pair
+from diffusers_stale.cli.options import Focus, Movie, OneFrame, Replace, parse_pair
 
 
 Movies = Annotated[
