@@ -13,6 +13,7 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -21,9 +22,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffusers_stale import StaleDiffusionPipeline, StaleDiffusionXLPipeline
-from diffusers_stale.axes import IMAGE_AXES, fold
+from diffusers_stale.axes import IMAGE_AXES, fold, middle_index
 from diffusers_stale.hub import load_pipeline
 from diffusers_stale.inflation import is_new_parameter
+from diffusers_stale.known_pictures import inpainting_channels
 
 
 PROMPTS = ["a brown horse gallops", "a white cow stands by a blue barn"]
@@ -34,6 +36,7 @@ CHANNELS = 16
 TEXT_HEADS = 2
 SIZE = 8
 STEPS = {"num_inference_steps": 2, "guidance_scale": 3.0}
+REQUEST = {**STEPS, "output_type": "latent", "return_dict": False, "height": SIZE, "width": SIZE}
 
 SPATIAL = {
     "sample_size": SIZE // 2,
@@ -234,6 +237,58 @@ def test_sdxl_in_half_precision(folders: dict):
         assert movie.isfinite().all()
 
 
+# ---- inpainting --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inpainting(make_parent: Callable[..., DiffusionPipeline], tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """Diffusers' pipeline for inpainting, and the folder that it was saved to."""
+    parts = make_parent("1.5", in_channels=9).components
+    pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    folder = tmp_path_factory.mktemp("inpainting")
+    pipeline.save_pretrained(folder)
+    return pipeline, folder
+
+
+@torch.no_grad()
+def test_an_inpainting_network_paints_all_that_is_not_known(inpainting: tuple):
+    parent, folder = inpainting
+    pipeline = inflated(folder, parent.scheduler)
+    ours = pipeline(PROMPTS, latents=noise(), **GRID, **REQUEST)[0]
+    white, black = torch.ones(1, 1, SIZE, SIZE), torch.zeros(1, 1, SIZE, SIZE)
+    grey = torch.zeros(1, 3, SIZE, SIZE)
+    image = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+
+    def painted(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        known = parent.vae.encode(picture).latent_dist.mode() * parent.vae.config.scaling_factor
+        images = fold(noise(), IMAGE_AXES)
+        known = known.expand(len(images), -1, -1, -1)
+        shown = {"image": picture, "mask_image": mask, "masked_image_latents": known, "strength": 1.0}
+        return parent(of_images(PROMPTS), latents=images, **shown, **REQUEST)[0]
+
+    everything = painted(grey, white)
+    assert (fold(ours, IMAGE_AXES) - everything).abs().max() <= 1e-4
+    # Given a still, its own place is kept, and the network is told so; elsewhere nothing changes, untrained as it is.
+    given = pipeline(PROMPTS, latents=noise(), image=image, **GRID, **REQUEST)[0]
+    place = (slice(None), slice(None), 0, middle_index(2), 0)
+    kept = parent.vae.encode(image[None] * 2 - 1).latent_dist.mode() * parent.vae.config.scaling_factor
+    assert torch.allclose(given[place], kept.expand(2, -1, -1, -1), atol=1e-5)
+    elsewhere = given.clone()
+    elsewhere[place] = ours[place]
+    assert torch.allclose(elsewhere, ours, atol=1e-5)
+    channels = inpainting_channels(
+        pipeline.vae, noise(), kept[:, :, None, None, None].expand_as(noise()), torch.ones(1, 1, 1, 1, 1, 1, 1)
+    )
+    inputs = torch.cat([noise(), channels], dim=1)
+    text = pipeline.encode_prompt(PROMPTS)[0]
+    prediction = fold(pipeline.unet(inputs, 500, text).sample, IMAGE_AXES)
+    images = fold(noise(), IMAGE_AXES)
+    theirs = torch.cat([images, black[:, :, ::2, ::2].expand(12, -1, -1, -1), kept.expand(12, -1, -1, -1)], dim=1)
+    expected = parent.unet(theirs, 500, text.repeat_interleave(IMAGES, dim=0)).sample
+    assert (prediction - expected).abs().max() <= 1e-5
+
+
 # ---- AnimateDiff -------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +336,6 @@ TARGETS = {
     "unet": ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "ff.net.2", "conv1", "time_emb_proj"],
     "text_encoder": ["q_proj", "v_proj", "fc1"],
 }
-REQUEST = {**STEPS, "output_type": "latent", "return_dict": False, "height": SIZE, "width": SIZE}
 
 
 def lora_of(parent: DiffusionPipeline, part: str) -> dict[str, torch.Tensor]:
