@@ -21,10 +21,10 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffusers_stale import StaleDiffusionPipeline, StaleDiffusionXLPipeline
+from diffusers_stale import LightField, StaleDiffusionPipeline, StaleDiffusionXLPipeline
 from diffusers_stale.axes import IMAGE_AXES, fold, middle_index
 from diffusers_stale.hub import load_pipeline
-from diffusers_stale.inflation import is_new_parameter
+from diffusers_stale.inflation import is_new_parameter, new_parameter_names
 from diffusers_stale.known_pictures import inpainting_channels
 
 
@@ -170,8 +170,8 @@ def test_every_view_and_frame_is_what_the_parents_pipeline_makes(folders: dict, 
 
 @pytest.mark.parametrize("zeros", [True, False])
 def test_sdxl_is_told_sizes_and_negative_prompts_as_its_own_pipeline_tells_them(folders: dict, zeros: bool):
-    parent, folder = folders["xl"]
-    pipeline = inflated(folder, parent.scheduler)
+    original, folder = folders["xl"]
+    parent, pipeline = copy.deepcopy(original), inflated(folder, original.scheduler)
     parent.register_to_config(force_zeros_for_empty_prompt=zeros)
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
     told = {"original_size": (300, 200), "crops_coords_top_left": (10, 20), "target_size": (64, 32)}
@@ -293,7 +293,7 @@ def test_an_inpainting_network_paints_all_that_is_not_known(inpainting: tuple):
 
 
 VERSIONS = {
-    "v1": {"use_motion_mid_block": False, "motion_max_seq_length": 24},
+    "v1": {"use_motion_mid_block": False, "motion_max_seq_length": 24, "motion_norm_num_groups": 2},
     "v2": {"use_motion_mid_block": True, "motion_max_seq_length": 32},
     "v3": {"use_motion_mid_block": False, "motion_max_seq_length": 32},
 }
@@ -430,6 +430,39 @@ def test_a_lora_that_is_trained_here_is_saved_and_loaded(folders: dict, tmp_path
     assert not fresh.unet.load_state_dict(plain, strict=False).unexpected_keys
     fresh.load_lora_weights(tmp_path)
     assert torch.allclose(fresh(PROMPTS, latents=noise(), **GRID, **REQUEST)[0], expected, atol=1e-5)
+
+
+# ---- the documentation -------------------------------------------------------------------------------------------
+
+
+def test_the_ten_lines_of_the_documentation_run(
+    folders: dict, make_adapter: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As they stand, but with tiny checkpoints in place of two of the Hub's, in float32 on the CPU."""
+    lines = (Path(__file__).parent.parent / "docs" / "inflation.md").read_text(encoding="utf-8")
+    program = lines.split("```python\n")[1].split("```")[0]
+    assert len([line for line in program.splitlines() if line and not line.startswith(("import", "from"))]) <= 10
+    make_adapter(**VERSIONS["v3"]).save_pretrained(tmp_path / "adapter")
+    for old, new in (
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", str(folders["1.5"][1])),
+        ("guoyww/animatediff-motion-adapter-v1-5-3", str(tmp_path / "adapter")),
+        ("torch.float16", "torch.float32"),
+        ("cuda", "cpu"),
+    ):
+        assert old in program
+        program = program.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(program, names)
+    assert names["pipe"].scheduler.config.beta_schedule == "linear"
+    assert names["movie"].pixels.shape == (3, 1, 1, 16, SIZE, SIZE)
+    assert LightField.load(tmp_path / "horse.lf.safetensors").num_frames == 16
+    loaded = StaleDiffusionPipeline.from_pretrained(tmp_path / "horse-5d")
+    assert loaded.unet.config.time_double_self_attention
+    for name, parameter in loaded.unet.named_parameters():
+        parameter.requires_grad_("view_" in name)
+    trained = {name for name, parameter in loaded.unet.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in new_parameter_names(loaded.unet) if "motion_modules" not in name.split(".")}
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
