@@ -92,6 +92,9 @@ class DenoisingMixin:
                 for name, value in conditions.items()
             }
         inputs = self.scheduler.scale_model_input(inputs, timestep)
+        if "inpainting" in conditions:
+            conditions = dict(conditions)
+            inputs = torch.cat([inputs, conditions.pop("inpainting")], dim=1)
         if "added_cond_kwargs" in conditions:
             # The last ones are those of prompts: all that is needed once a callback has switched guidance off.
             added = {name: value[-len(inputs) :] for name, value in conditions["added_cond_kwargs"].items()}
