@@ -81,7 +81,8 @@ class StaleDiffusionPipeline(
         super().__init__()
         self.agree_on_dtype(text_encoder, unet)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.register_to_config(default_negative_prompt=default_negative_prompt)
+        if default_negative_prompt:
+            self.register_to_config(default_negative_prompt=default_negative_prompt)
         self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
 
     @classmethod
@@ -354,7 +355,7 @@ class StaleDiffusionPipeline(
         height, width = self.default_size(height, width)
         if negative_prompt is None and negative_prompt_embeds is None:
             # Here, so that movies record it; none at all where it is empty.
-            negative_prompt = self.config.default_negative_prompt or None
+            negative_prompt = self.config.get("default_negative_prompt")
         prompts, shape = self.check_inputs(
             prompt, negative_prompt, view_rows, view_cols, num_frames, height, width, num_videos_per_prompt, generator,
             prompt_embeds, negative_prompt_embeds, latents,

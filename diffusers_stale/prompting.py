@@ -59,7 +59,7 @@ class PromptingMixin:
             if prompt_embeds is None:
                 prompt_embeds = self.encode_texts("prompt", self.checked_texts("prompt", prompt, 1), device)
             if do_classifier_free_guidance and negative_prompt_embeds is None:
-                given = self.config.default_negative_prompt if negative_prompt is None else negative_prompt
+                given = self.config.get("default_negative_prompt", "") if negative_prompt is None else negative_prompt
                 negatives = self.checked_texts("negative_prompt", given, len(prompt_embeds))
                 negative_prompt_embeds = self.encode_texts("negative_prompt", negatives, device)
         texts = (prompt_embeds, negative_prompt_embeds if do_classifier_free_guidance else None)

@@ -53,6 +53,7 @@ VARIANTS = {
     "joy": Variant(settings=HINGE | {"hinge_caption": "joy"}, extra=PAYING),
     "joy_suffix": Variant(settings=HINGE | {"hinge_caption": "joy_suffix"}, extra=PAYING),
     "joy_logistic": Variant(settings=HINGE | {"hinge_caption": "joy", "hinge_form": "logistic"}, extra=PAYING),
+    "joy_strong": Variant(settings=HINGE | {"hinge_caption": "joy", "hinge_weight": 10.0}, extra=PAYING),
     "no_dropout": Variant(settings={"caption_dropout": 0.0}),
     "embedding_noise": Variant(settings={"embedding_noise": 1.0}),
     "attribute_swap": Variant(settings={"attribute_swap_rate": 0.1}),

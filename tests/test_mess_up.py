@@ -312,14 +312,11 @@ def test_a_checkpoint_that_was_trained_with_joy_says_so_and_is_guided_away_from_
 
     for load in (StaleDiffusionPipeline.from_pretrained, load_pipeline):
         loaded = [load(tmp_path / name) for name in ("joy", "plain")]
-        assert [each.config.default_negative_prompt for each in loaded] == [CRYING_JOY, ""]
+        assert [each.config.get("default_negative_prompt") for each in loaded] == [CRYING_JOY, None]
         away = movie(loaded[0])
         assert torch.equal(away, movie(loaded[1], negative_prompt=CRYING_JOY))
         assert torch.equal(movie(loaded[0], negative_prompt=""), movie(loaded[1]))
         assert not torch.equal(away, movie(loaded[1]))
-    index = tmp_path / "plain" / "model_index.json"
-    index.write_text(index.read_text().replace('"default_negative_prompt": "",', ""))
-    assert load_pipeline(tmp_path / "plain").config.default_negative_prompt == ""
 
 
 @pytest.mark.parametrize("caption", ["joy", "mirrored"])
@@ -329,4 +326,4 @@ def test_the_movie_stage_passes_on_what_the_image_stage_was_taught(tmp_path: Pat
     for stage in ("autoencoder", "text", "image", "movie"):
         train_stage(stage, config, tmp_path)
     loaded = load_pipeline(tmp_path / "movie")
-    assert loaded.config.default_negative_prompt == (CRYING_JOY if caption == "joy" else "")
+    assert loaded.config.get("default_negative_prompt") == (CRYING_JOY if caption == "joy" else None)

@@ -220,9 +220,9 @@ class MovieConfig(DenoisingConfig):
     learn at `learning_rate`, inherited ones at `inherited_rate` times it. Pools hold `static_clips` clips of one
     moment and `moving_clips` movies of `num_frames` frames, of `view_rows` x `view_cols` views each, with baselines
     drawn from `baselines`. The network is shown some views or frames of about `known_share` of the movies clean
-    (`known.draw_known_masks`), so that it can go on from an image or a video; with 0 it has no input for them.
-    Two corruptions more than others have: `view_shuffle_rate` and `view_shuffle`,
-    `frame_shuffle_rate` and `frame_shuffle` (share of places that are shuffled).
+    (`known.draw_known_masks`), so that it can go on from an image or a video; with 0 it has no input for them. Two
+    corruptions more than others have: `view_shuffle_rate` and `view_shuffle`, `frame_shuffle_rate` and
+    `frame_shuffle` (share of places that are shuffled).
     """
 
     batch_size: int = 1

@@ -61,11 +61,11 @@ class DenoisingModule(nn.Module):
         baselines: torch.Tensor | None = None,
         wrong_ids: torch.Tensor | None = None,
         wrong_samples: torch.Tensor | None = None,
-        known_mask: torch.Tensor | None = None,
         wrong_weights: torch.Tensor | None = None,
         seen_latents: torch.Tensor | None = None,
         seen_noise: torch.Tensor | None = None,
         text_noise: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss.
 
@@ -75,11 +75,11 @@ class DenoisingModule(nn.Module):
             input_ids: captions, `(batch, tokens)`.
             pixel_weights: `(batch, 1, ..., height, width)`.
             baselines: `(batch,)`, for the 5D UNet only.
-            known_mask: where the network is shown the clean latents, `(batch, 1, view_rows, view_cols, frames, 1, 1)`.
             wrong_ids: wrong captions of the samples numbered `wrong_samples`, for the hinge, which counts
                 `wrong_weights` for each; in training only.
             seen_latents, seen_noise: what the network's input is made of, where that is not what it is to predict.
             text_noise: added to the embeddings of the captions, `(batch, tokens, channels)`.
+            known_mask: where the network is shown the clean latents, `(batch, 1, view_rows, view_cols, frames, 1, 1)`.
         """
         config, scheduler = self.config, self.scheduler
         seen = latents if seen_latents is None else seen_latents
