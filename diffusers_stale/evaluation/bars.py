@@ -39,8 +39,8 @@ BARS = (
 )  # fmt: skip
 """The bars of the default checkpoint. Nearness is 1 for the disparity of rendered scenes, 0.85 for one that is 15 %
 too large or too small, and 0 or less where it is twice as large, none, or of the wrong sign. The matching pixels are
-there because unrelated views match hardly anywhere, but where they do, by chance, it is at large disparities. Of grain,
-0.15 of the change counts as motion; of rendered scenes, all. Rendered scenes have no flicker at all: allowed is twice
+there because unrelated views match hardly anywhere, but where they do, by chance, it is at large disparities. Of pure
+grain, 0.15 of the change counts as motion; of rendered scenes, all. Rendered scenes have no flicker: allowed is twice
 that of rendered scenes that went through the checkpoint's autoencoder, and at least `UNSEEN_FLICKER`."""
 
 UNSEEN_FLICKER = 1.0

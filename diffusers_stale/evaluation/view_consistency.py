@@ -24,7 +24,11 @@ CYCLE_TOLERANCE = 0.5
 """Pixels by which the way there and back may miss its start and still be consistent."""
 
 LAYER_MARGIN = 2
-"""Pixels around edges that are left out of a layer's disparity: windows there see two layers."""
+"""Pixels around edges that are left out of the disparity of what may stand behind something: windows there see two
+layers, and an edge moves with the nearer one."""
+
+FRONT_LAYERS = ("animal", "fence")
+"""What stands before others: its edges are its own, and with its plain coat often all that can be matched."""
 
 LEAST_LAYER_PIXELS = 12
 """Trusted pixels of a layer without which its disparity is not told."""
@@ -109,6 +113,7 @@ class _Maps:
     cycle_known: torch.Tensor
     disparity: torch.Tensor
     disparity_known: torch.Tensor
+    inside: torch.Tensor
     layers: torch.Tensor
 
 
@@ -127,7 +132,7 @@ def _measure_line(line: _Line, layers: torch.Tensor) -> _Maps:
     return _Maps(
         warped, unwarped, valid, edge, bend, bend_known & ~edge,
         torch.stack([close for close, _ in cycles]), torch.stack([known for _, known in cycles]),
-        together.displacement, together.trusted & ~grown(edge, LAYER_MARGIN), layers,
+        together.displacement, together.trusted, ~grown(edge, LAYER_MARGIN), layers,
     )  # fmt: skip
 
 
@@ -181,13 +186,16 @@ def _summary(maps: Sequence[_Maps], movie: int, batch: int) -> ViewMeasure:
         bend=_mean([(part(one.bend), part(one.bend_known)) for one in maps]),
         cycle=_mean([(part(one.cycle).float(), part(one.cycle_known)) for one in maps]),
         layers={
-            name: _mean(
-                [(part(one.disparity), part(one.disparity_known) & (part(one.layers) == index)) for one in maps],
-                LEAST_LAYER_PIXELS,
-            )
-            for index, name in enumerate(LAYERS)
+            name: _mean([(part(one.disparity), part(_of_layer(one, name))) for one in maps], LEAST_LAYER_PIXELS)
+            for name in LAYERS
         },
     )
+
+
+def _of_layer(maps: _Maps, name: str) -> torch.Tensor:
+    """Where the disparity of a layer can be told."""
+    known = maps.disparity_known & (maps.layers == LAYERS.index(name))
+    return known if name in FRONT_LAYERS else known & maps.inside
 
 
 def _errors(maps: _Maps, part: Callable[[torch.Tensor], torch.Tensor], at_edges: bool) -> tuple[float, float, int]:
