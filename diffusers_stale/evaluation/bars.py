@@ -9,11 +9,15 @@ from diffusers_stale.evaluation.disparity import VIEW_AXES
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure that a checkpoint must reach: where it stands in the report, and how high it must be."""
+    """A figure that a checkpoint must reach: where it stands in the report, and how high it must be.
+
+    `of_movies`: single frames cannot show it, rendered ones no more than generated ones.
+    """
 
     title: str
     path: tuple[str, ...]
     least: float
+    of_movies: bool = False
 
 
 def _aligned(attribute: str) -> tuple[str, ...]:
@@ -27,7 +31,7 @@ BARS = (
     Bar("animal colour", _aligned("color"), 0.95),
     Bar("animal kind", _aligned("kind"), 0.90),
     Bar("direction", _aligned("direction"), 0.95),
-    Bar("action", _aligned("action"), 0.75),
+    Bar("action", _aligned("action"), 0.75, of_movies=True),
     Bar("disparity of the animal, nearness to rendered", ("ratios", "animal_nearness"), 0.85),
     Bar("disparity of the background, nearness to rendered", ("ratios", "background_nearness"), 0.85),
     Bar("gain of warped neighbours, of rendered", ("ratios", "gain"), 0.60),
@@ -88,6 +92,8 @@ def check_bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
         value: Any = figures
         for key in bar.path:
             value = (value or {}).get(key)
+        if bar.of_movies and figures["settings"]["frames"] == 1:
+            value = None
         reached = value is not None and not isnan(value)
         checked.append({"title": bar.title, "value": value, "least": bar.least, "met": reached and value >= bar.least})
     return checked

@@ -63,8 +63,11 @@ def _single_picture(light_field: torch.Tensor) -> torch.Tensor | None:
     return light_field[:, :, rows, cols, frames : frames + 1]
 
 
+SINGLE = "picture"
+"""The order of one picture, which has no neighbours that it could be parted from."""
+
 SCAN_ORDERS: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
-    "picture": _single_picture,
+    SINGLE: _single_picture,
     "time": _along_time,
     "views": _along_views,
     "diagonal": _diagonal,
@@ -123,8 +126,8 @@ def frechet_figures(
     Args:
         generated: features by scan order, as `scan_features` gives them.
         rendered: of the same number of rendered movies.
-        others: of as many rendered movies of other scenes: what a perfect model would have. It is not 0, since
-            distances of few samples are too large; compare those of equal numbers only.
+        others: of as many rendered movies of other scenes. Their distance is not 0, since few samples differ by
+            chance; movies of the same prompts as `rendered` may come nearer. Compare equal numbers only.
         shuffled: of movies whose pictures do not belong together.
 
     Returns:
@@ -151,7 +154,9 @@ def frechet_figures(
                 bounds=(0.0, inf),
             ),
             "rendered": distance(others[name]) if len(others.get(name, ())) >= LEAST_MOVIES else None,
-            "shuffled": distance(shuffled[name]) if len(shuffled.get(name, ())) >= LEAST_MOVIES else None,
+            "shuffled": distance(shuffled[name])
+            if name != SINGLE and len(shuffled.get(name, ())) >= LEAST_MOVIES
+            else None,
             "samples": count,
         }
     return figures

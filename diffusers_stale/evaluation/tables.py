@@ -32,9 +32,8 @@ NOTES = (
     "Change is between successive frames: in the 15 % of the picture that change most (moving) and in the half "
     "that changes least (quiet). The share of change that moves is 0.15 of pure grain and 1 of pure motion.",
     "Frechet distances are between features of the classifier along time, views, diagonally and in raster order, "
-    "to those of the rendered scenes, in units of their variance. Few samples make them too large: as rendered "
-    "stands the distance of as many other rendered scenes, which a perfect model would have. Compare equal "
-    "numbers only.",
+    "to those of the rendered scenes, in units of their variance. Few samples differ by chance: as rendered stands "
+    "the distance of as many other rendered scenes; movies of the same prompts may come nearer.",
     "Vendi score: an effective number of different pictures. Novel: farther from every training scene than the "
     "1st percentile of held-out scenes. Imagination: alignment times diversity (of rendered, at most 1) times "
     "novelty.",
