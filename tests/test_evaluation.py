@@ -320,7 +320,9 @@ def fake_pipeline(prompts: Sequence[EvaluationPrompt], shift: int = 0) -> Callab
 
 
 def test_a_perfect_pipeline_meets_every_bar(prompts, tmp_path: Path):
-    evaluation = evaluate(fake_pipeline(prompts), EvaluationSettings(prompts=24, frames=4, **FEW_SCENES))
+    evaluation = evaluate(
+        fake_pipeline(prompts), EvaluationSettings(prompts=24, frames=4, training_scenes=100, held_out_scenes=200)
+    )
     figures = evaluation.figures
     assert [bar["title"] for bar in figures["bars"] if not bar["met"]] == []
     assert figures["ratios"]["magnitude"] == pytest.approx(1.0, abs=1e-3)
