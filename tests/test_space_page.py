@@ -74,7 +74,8 @@ def viewer_of(page: Page, panel: str) -> Frame:
 def picture(frame: Frame) -> np.ndarray:
     """What the viewer draws, `(height, width, 4)`."""
     drawn = frame.evaluate(
-        "() => { const p = staleViewer.pixels(); return {width: p.width, height: p.height, data: Array.from(p.data)}; }"
+        "() => { const p = staleViewer.pixels();"
+        " return {width: p.width, height: p.height, data: Array.from(p.data)}; }"
     )
     return np.array(drawn["data"], dtype=np.uint8).reshape(drawn["height"], drawn["width"], 4)
 
@@ -278,8 +279,10 @@ def test_keys_and_names_for_everything(space: Served, visit: Callable[..., Visit
             expect(page.get_by_label(field.label, exact=False).first).to_be_visible()
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll('button, input, textarea, iframe, img')].filter((element) =>
-            element.checkVisibility() && !element.innerText && !element.labels?.length && !element.title && !element.alt
-            && !element.getAttribute('aria-label') && !element.getAttribute('aria-labelledby')).map((e) => e.outerHTML)"""
+            element.checkVisibility() && !element.innerText && !element.labels?.length && !element.title
+            && !element.alt
+            && !element.getAttribute('aria-label')
+            && !element.getAttribute('aria-labelledby')).map((e) => e.outerHTML)"""
     )
     assert unnamed == []
     page.locator("#prompt textarea").focus()
