@@ -3,9 +3,9 @@
 Each is timed beside another way to the same result, in the same process, one after the other, several times; the ratio
 of the best times is what counts, and how near the results are is told with it:
 
-- refocusing by whole pixels and by parts of them against shift-and-add in numpy (shifts by slices, whole; cubic by
-  `scipy.ndimage.shift`, one frame, since it is slow), and against plenpy's `LightField.get_refocus` (linear, one
-  frame) where a Python that has it is given;
+- refocusing by whole pixels and by parts of them against shift-and-add in numpy (shifts by slices, whole; and cubic by
+  `scipy.ndimage.shift`, one frame: it is slow), and against plenpy's `LightField.get_refocus` (linear, one frame)
+  where a Python that has it is given;
 - interpolation against the same warp by `scipy.ndimage.map_coordinates`;
 - quilts of the views that are there, of which both copy every pixel once, against numpy slices;
 - a quilt of 45 views between 9 cameras against the same warps.
