@@ -10,7 +10,8 @@ from diffusers_stale.checkpoints import checkpoint_path
 from diffusers_stale.inflation import inflate_unet2d
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.light_field.displays import DISPLAYS
-from diffusers_stale.light_field.picture_files import VIEWS_OF_A_MOVIE, write_picture
+from diffusers_stale.light_field.picture_files import write_picture
+from diffusers_stale.light_field.projections import PROJECTIONS
 from diffusers_stale.light_field.quilt import quilt_views
 from diffusers_stale.light_field.viewer import viewer_html
 from diffusers_stale.memory import estimate_memory
@@ -25,7 +26,7 @@ from diffusers_stale.version import __version__
 
 __all__ = [
     "DISPLAYS",
-    "VIEWS_OF_A_MOVIE",
+    "PROJECTIONS",
     "CameraGrid",
     "DiffusionPipeline",
     "LightField",
