@@ -9,6 +9,12 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers_stale.checkpoints import checkpoint_path
 from diffusers_stale.inflation import inflate_unet2d
 from diffusers_stale.light_field import CameraGrid, LightField
+from diffusers_stale.light_field.displays import DISPLAYS
+from diffusers_stale.light_field.picture_files import write_picture
+from diffusers_stale.light_field.projections import PROJECTIONS
+from diffusers_stale.light_field.quilt import quilt_views
+from diffusers_stale.light_field.viewer import viewer_html
+from diffusers_stale.memory import estimate_memory
 from diffusers_stale.pipeline_output import StaleDiffusionPipelineOutput
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.pipeline_stale_xl import StaleDiffusionXLPipeline
@@ -19,6 +25,8 @@ from diffusers_stale.version import __version__
 
 
 __all__ = [
+    "DISPLAYS",
+    "PROJECTIONS",
     "CameraGrid",
     "DiffusionPipeline",
     "LightField",
@@ -31,7 +39,11 @@ __all__ = [
     "StaleUNet5DConditionModel",
     "__version__",
     "checkpoint_path",
+    "estimate_memory",
     "inflate_unet2d",
+    "quilt_views",
+    "viewer_html",
+    "write_picture",
 ]
 
 register()

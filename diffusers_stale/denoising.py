@@ -19,6 +19,16 @@ Callback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, torch.Tenso
 class DenoisingMixin:
     """What `StaleDiffusionPipeline` does at its timesteps."""
 
+    _clean_latents: torch.Tensor | None = None
+
+    @property
+    def clean_latents(self) -> torch.Tensor | None:
+        """For live previews from a callback: the result as the newest step predicts it, of the shape of latents.
+
+        The noisy latents themselves with schedulers that do not tell; None outside a run.
+        """
+        return self._clean_latents
+
     def check_calibration(self) -> None:
         """Has a calibrated scheduler leave its calibration aside, with a warning, where it is for something else."""
         if isinstance(self.scheduler, StaleScheduler) and self.scheduler.calibration is not None:
@@ -45,12 +55,14 @@ class DenoisingMixin:
             prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
+        self._clean_latents = None
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
             for index, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
                 prediction = self.predict(latents, timestep, prompt_embeds, conditions, guidance_rescale)
-                latents = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+                stepped = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)
+                latents, self._clean_latents = stepped[0], stepped[-1]
                 check_finite(latents, index, self.num_timesteps, timestep)
                 if callback is not None:
                     names = self._callback_tensor_inputs
@@ -59,6 +71,7 @@ class DenoisingMixin:
                     latents, prompt_embeds, negative_prompt_embeds = (known[name] for name in names)
                     check_finite(latents, index, self.num_timesteps, timestep)
                 progress_bar.update()
+        self._clean_latents = None
         return latents
 
     def predict(
@@ -79,6 +92,9 @@ class DenoisingMixin:
                 for name, value in conditions.items()
             }
         inputs = self.scheduler.scale_model_input(inputs, timestep)
+        if "inpainting" in conditions:
+            conditions = dict(conditions)
+            inputs = torch.cat([inputs, conditions.pop("inpainting")], dim=1)
         if "added_cond_kwargs" in conditions:
             # The last ones are those of prompts: all that is needed once a callback has switched guidance off.
             added = {name: value[-len(inputs) :] for name, value in conditions["added_cond_kwargs"].items()}

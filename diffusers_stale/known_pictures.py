@@ -119,6 +119,31 @@ class KnownPictures:
         return latents.expand(movies, *latents.shape[1:]), mask.expand(movies, *mask.shape[1:])
 
 
+@torch.no_grad()
+def inpainting_channels(
+    vae: AutoencoderKL, latents: torch.Tensor, known: torch.Tensor | None, known_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """What a network of Stable Diffusion's inpainting kind is shown beside noisy `latents`.
+
+    Args:
+        vae: encodes the grey that stands for what is not known.
+        latents: `(movies, channels, view_rows, view_cols, frames, height, width)`, for their shape, dtype and device.
+        known, known_mask: as `KnownPictures.encode` gives them; None where nothing is known.
+
+    Returns:
+        A mask that is 1 where there is something to paint, and latents of the rest; `(movies, 1 + channels, ...)`.
+    """
+    factor, config = 2 ** (len(vae.config.block_out_channels) - 1), vae.config
+    height, width = (size * factor for size in latents.shape[-2:])
+    grey = vae.encode(torch.zeros(1, 3, height, width, device=latents.device, dtype=vae.dtype)).latent_dist.mode()
+    grey = (grey.to(latents.dtype) - (config.shift_factor or 0.0)) * config.scaling_factor
+    grey = grey[:, :, None, None, None].expand(latents.shape)
+    if known is None:
+        return torch.cat([torch.ones_like(latents[:, :1]), grey], dim=1)
+    mask = known_mask.expand_as(latents[:, :1])
+    return torch.cat([1 - mask, torch.where(mask > 0, known, grey)], dim=1)
+
+
 def known_pictures(
     image: Picture | None,
     video: Video | None,
@@ -149,7 +174,8 @@ def known_pictures(
     if not network_takes_them:
         raise ValueError(
             f"`{given[0]}` must be None for this checkpoint, whose UNet has no `known_conditioning`, got some; take a "
-            "checkpoint that was trained with it (`known_share` of the movie stage), or give a text only."
+            "checkpoint that was trained with it (`known_share` of the movie stage) or inflated from an inpainting "
+            "one, or give a text only."
         )
     if image is not None:
         return KnownPictures.from_image(image, grid, height, width)

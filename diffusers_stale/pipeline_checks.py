@@ -172,11 +172,11 @@ def check_network(unet_config: FrozenDict, latent_channels: int, pooled_channels
 
     `pooled_channels` are those of a second text encoder's pooled text; None where there is none.
     """
-    if unet_config.in_channels != latent_channels:
+    if unet_config.in_channels not in (latent_channels, 2 * latent_channels + 1):
         raise ValueError(
-            f"The UNet must take the autoencoder's {latent_channels} latent channels, got "
-            f"`in_channels={unet_config.in_channels}`; inpainting and other image-conditioned networks cannot be "
-            "used by this pipeline: load a text-to-image one."
+            f"The UNet must take the autoencoder's {latent_channels} latent channels (or, for inpainting, "
+            f"{2 * latent_channels + 1}), got `in_channels={unet_config.in_channels}`; upscalers, depth-to-image and "
+            "other image-conditioned networks cannot be used by this pipeline: load a text-to-image one."
         )
     needs = {
         "addition_embed_type": (None, "text", "text_time"),

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffusers_stale.added_conditions import Size, added_conditions, check_added, takes_pooled_text
 from diffusers_stale.axes import IMAGE_AXES, axis_index, check_count, check_light_field, fold, sizes, unfold
 from diffusers_stale.denoising import Callback, DenoisingMixin
-from diffusers_stale.known_pictures import Picture, Video, known_pictures
+from diffusers_stale.known_pictures import Picture, Video, inpainting_channels, known_pictures
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.memory import check_memory, estimate_memory
 from diffusers_stale.pipeline_checks import (
@@ -148,6 +148,11 @@ class StaleDiffusionPipeline(
         return self._interrupt
 
     @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet was inflated from an inpainting one, and takes a mask and masked latents besides."""
+        return self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
+
+    @property
     def vae_scale_factor(self) -> int:
         """Pixels to a latent pixel, along height and along width."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -197,7 +202,7 @@ class StaleDiffusionPipeline(
         movies = prompts * num_videos_per_prompt
         check_generator(generator, movies)
         grid = (view_rows, view_cols, num_frames)
-        shape = (movies, config.in_channels, *grid, height // factor, width // factor)
+        shape = (movies, self.vae.config.latent_channels, *grid, height // factor, width // factor)
         if latents is not None:
             check_latents(latents, shape)
         return prompts, shape
@@ -337,7 +342,8 @@ class StaleDiffusionPipeline(
             force: try even if memory will probably not suffice.
             timesteps, sigmas: of sampling, in place of `num_inference_steps`, if the scheduler takes them.
             image: the first frame of the middle view, which all movies go on from; PIL, an array or a tensor, see
-                `KnownPictures.from_video`. For a UNet with `known_conditioning` only, as are the following.
+                `KnownPictures.from_video`. Only for a UNet with `known_conditioning`, or inflated from an inpainting
+                one, as are the following.
             video: the first frames of the middle view, which is to become a light field.
             known: pixels in [-1, 1], `(1, 3, view_rows, view_cols, frames, height, width)`, where some are known.
             known_mask: bool, `(view_rows, view_cols, frames)`, true where `known` is known.
@@ -364,7 +370,7 @@ class StaleDiffusionPipeline(
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         shown = known_pictures(
             image, video, known, known_mask, (view_rows, view_cols, num_frames), height, width,
-            self.unet.config.get("known_conditioning", False),
+            self.unet.config.get("known_conditioning", False) or self.is_inpainting,
         )  # fmt: skip
         pooled = {
             "pooled_prompt_embeds": pooled_prompt_embeds,
@@ -402,6 +408,11 @@ class StaleDiffusionPipeline(
         if shown is not None:
             latents_shown, mask = shown.encode(self.vae, len(noise), self.unet.dtype, device, decode_chunk_size)
             conditions |= {"known": latents_shown, "known_mask": mask}
+        if self.is_inpainting:
+            channels = inpainting_channels(
+                self.vae, noise, conditions.pop("known", None), conditions.pop("known_mask", None)
+            )
+            conditions |= {"inpainting": channels}
         size = (height, width)
         picture_sizes = (original_size or size, crops_coords_top_left or (0, 0), target_size or size)
         conditions |= added_conditions(self.unet.config, guidance_scale, texts[0], texts[2:], picture_sizes)

@@ -24,7 +24,8 @@ from diffusers_stale.light_field.displays import (
     top_bottom,
     wiggle,
 )
-from diffusers_stale.light_field.picture_files import VIEWS_OF_A_MOVIE, write_picture
+from diffusers_stale.light_field.picture_files import write_picture
+from diffusers_stale.light_field.projections import PROJECTIONS
 from diffusers_stale.light_field.quilt import (
     QUILTS,
     assemble_quilt,
@@ -240,7 +241,7 @@ def test_display_writes_a_file_with_the_name_that_players_look_for(movie: Path, 
     hint = "_qs3x2a1" if name == "quilt" else HINTS.get(name, "")
     assert path.name == f"out{hint}{suffix}"
     assert str(path) in output
-    assert ("between neighbouring tiles" in output) == (name == "quilt")
+    assert ("between neighbouring views" in output) == (name == "quilt")
 
 
 def test_a_png_of_a_quilt_is_what_the_function_makes(movie: Path, tmp_path: Path):
@@ -265,7 +266,7 @@ def test_project_refocuses_to_a_video_and_does_not_overwrite_it(movie: Path, tmp
     run("project", movie, "--to", "views", "-o", tmp_path / "views.png")
 
 
-@pytest.mark.parametrize(("command", "choices"), [("project", VIEWS_OF_A_MOVIE), ("display", {**DISPLAYS, **QUILTS})])
+@pytest.mark.parametrize(("command", "choices"), [("project", PROJECTIONS), ("display", {**DISPLAYS, **QUILTS})])
 def test_the_list_describes_each_choice_in_one_line(command: str, choices: dict):
     lines = run(command, "--list").splitlines()
     for name in choices:

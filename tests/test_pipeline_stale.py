@@ -380,7 +380,10 @@ def test_size_must_be_known_from_somewhere(make_components, make_unet):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"in_channels": 9}, "4 latent channels, got `in_channels=9`"), ({"num_class_embeds": 3}, "num_class_embeds=3")],
+    [
+        ({"in_channels": 7}, r"4 latent channels \(or, for inpainting, 9\), got `in_channels=7`"),
+        ({"num_class_embeds": 3}, "num_class_embeds=3"),
+    ],
 )
 def test_networks_that_need_more_than_a_text_are_refused(make_components, make_unet, changes, message):
     pipeline = StaleDiffusionPipeline(**{**make_components(), "unet": make_unet(**changes)})

@@ -13,6 +13,7 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -20,10 +21,11 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffusers_stale import StaleDiffusionPipeline, StaleDiffusionXLPipeline
-from diffusers_stale.axes import IMAGE_AXES, fold
+from diffusers_stale import LightField, StaleDiffusionPipeline, StaleDiffusionXLPipeline
+from diffusers_stale.axes import IMAGE_AXES, fold, middle_index
 from diffusers_stale.hub import load_pipeline
-from diffusers_stale.inflation import is_new_parameter
+from diffusers_stale.inflation import is_new_parameter, new_parameter_names
+from diffusers_stale.known_pictures import inpainting_channels
 
 
 PROMPTS = ["a brown horse gallops", "a white cow stands by a blue barn"]
@@ -34,6 +36,7 @@ CHANNELS = 16
 TEXT_HEADS = 2
 SIZE = 8
 STEPS = {"num_inference_steps": 2, "guidance_scale": 3.0}
+REQUEST = {**STEPS, "output_type": "latent", "return_dict": False, "height": SIZE, "width": SIZE}
 
 SPATIAL = {
     "sample_size": SIZE // 2,
@@ -167,8 +170,8 @@ def test_every_view_and_frame_is_what_the_parents_pipeline_makes(folders: dict, 
 
 @pytest.mark.parametrize("zeros", [True, False])
 def test_sdxl_is_told_sizes_and_negative_prompts_as_its_own_pipeline_tells_them(folders: dict, zeros: bool):
-    parent, folder = folders["xl"]
-    pipeline = inflated(folder, parent.scheduler)
+    original, folder = folders["xl"]
+    parent, pipeline = copy.deepcopy(original), inflated(folder, original.scheduler)
     parent.register_to_config(force_zeros_for_empty_prompt=zeros)
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
     told = {"original_size": (300, 200), "crops_coords_top_left": (10, 20), "target_size": (64, 32)}
@@ -234,11 +237,63 @@ def test_sdxl_in_half_precision(folders: dict):
         assert movie.isfinite().all()
 
 
+# ---- inpainting --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inpainting(make_parent: Callable[..., DiffusionPipeline], tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """Diffusers' pipeline for inpainting, and the folder that it was saved to."""
+    parts = make_parent("1.5", in_channels=9).components
+    pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    folder = tmp_path_factory.mktemp("inpainting")
+    pipeline.save_pretrained(folder)
+    return pipeline, folder
+
+
+@torch.no_grad()
+def test_an_inpainting_network_paints_all_that_is_not_known(inpainting: tuple):
+    parent, folder = inpainting
+    pipeline = inflated(folder, parent.scheduler)
+    ours = pipeline(PROMPTS, latents=noise(), **GRID, **REQUEST)[0]
+    white, black = torch.ones(1, 1, SIZE, SIZE), torch.zeros(1, 1, SIZE, SIZE)
+    grey = torch.zeros(1, 3, SIZE, SIZE)
+    image = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+
+    def painted(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        known = parent.vae.encode(picture).latent_dist.mode() * parent.vae.config.scaling_factor
+        images = fold(noise(), IMAGE_AXES)
+        known = known.expand(len(images), -1, -1, -1)
+        shown = {"image": picture, "mask_image": mask, "masked_image_latents": known, "strength": 1.0}
+        return parent(of_images(PROMPTS), latents=images, **shown, **REQUEST)[0]
+
+    everything = painted(grey, white)
+    assert (fold(ours, IMAGE_AXES) - everything).abs().max() <= 1e-4
+    # Given a still, its own place is kept, and the network is told so; elsewhere nothing changes, untrained as it is.
+    given = pipeline(PROMPTS, latents=noise(), image=image, **GRID, **REQUEST)[0]
+    place = (slice(None), slice(None), 0, middle_index(2), 0)
+    kept = parent.vae.encode(image[None] * 2 - 1).latent_dist.mode() * parent.vae.config.scaling_factor
+    assert torch.allclose(given[place], kept.expand(2, -1, -1, -1), atol=1e-5)
+    elsewhere = given.clone()
+    elsewhere[place] = ours[place]
+    assert torch.allclose(elsewhere, ours, atol=1e-5)
+    channels = inpainting_channels(
+        pipeline.vae, noise(), kept[:, :, None, None, None].expand_as(noise()), torch.ones(1, 1, 1, 1, 1, 1, 1)
+    )
+    inputs = torch.cat([noise(), channels], dim=1)
+    text = pipeline.encode_prompt(PROMPTS)[0]
+    prediction = fold(pipeline.unet(inputs, 500, text).sample, IMAGE_AXES)
+    images = fold(noise(), IMAGE_AXES)
+    theirs = torch.cat([images, black[:, :, ::2, ::2].expand(12, -1, -1, -1), kept.expand(12, -1, -1, -1)], dim=1)
+    expected = parent.unet(theirs, 500, text.repeat_interleave(IMAGES, dim=0)).sample
+    assert (prediction - expected).abs().max() <= 1e-5
+
+
 # ---- AnimateDiff -------------------------------------------------------------------------------------------------
 
 
 VERSIONS = {
-    "v1": {"use_motion_mid_block": False, "motion_max_seq_length": 24},
+    "v1": {"use_motion_mid_block": False, "motion_max_seq_length": 24, "motion_norm_num_groups": 2},
     "v2": {"use_motion_mid_block": True, "motion_max_seq_length": 32},
     "v3": {"use_motion_mid_block": False, "motion_max_seq_length": 32},
 }
@@ -281,7 +336,6 @@ TARGETS = {
     "unet": ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "ff.net.2", "conv1", "time_emb_proj"],
     "text_encoder": ["q_proj", "v_proj", "fc1"],
 }
-REQUEST = {**STEPS, "output_type": "latent", "return_dict": False, "height": SIZE, "width": SIZE}
 
 
 def lora_of(parent: DiffusionPipeline, part: str) -> dict[str, torch.Tensor]:
@@ -376,6 +430,39 @@ def test_a_lora_that_is_trained_here_is_saved_and_loaded(folders: dict, tmp_path
     assert not fresh.unet.load_state_dict(plain, strict=False).unexpected_keys
     fresh.load_lora_weights(tmp_path)
     assert torch.allclose(fresh(PROMPTS, latents=noise(), **GRID, **REQUEST)[0], expected, atol=1e-5)
+
+
+# ---- the documentation -------------------------------------------------------------------------------------------
+
+
+def test_the_ten_lines_of_the_documentation_run(
+    folders: dict, make_adapter: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As they stand, but with tiny checkpoints in place of two of the Hub's, in float32 on the CPU."""
+    lines = (Path(__file__).parent.parent / "docs" / "inflation.md").read_text(encoding="utf-8")
+    program = lines.split("```python\n")[1].split("```")[0]
+    assert len([line for line in program.splitlines() if line and not line.startswith(("import", "from"))]) <= 10
+    make_adapter(**VERSIONS["v3"]).save_pretrained(tmp_path / "adapter")
+    for old, new in (
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", str(folders["1.5"][1])),
+        ("guoyww/animatediff-motion-adapter-v1-5-3", str(tmp_path / "adapter")),
+        ("torch.float16", "torch.float32"),
+        ("cuda", "cpu"),
+    ):
+        assert old in program
+        program = program.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(program, names)
+    assert names["pipe"].scheduler.config.beta_schedule == "linear"
+    assert names["movie"].pixels.shape == (3, 1, 1, 16, SIZE, SIZE)
+    assert LightField.load(tmp_path / "horse.lf.safetensors").num_frames == 16
+    loaded = StaleDiffusionPipeline.from_pretrained(tmp_path / "horse-5d")
+    assert loaded.unet.config.time_double_self_attention
+    for name, parameter in loaded.unet.named_parameters():
+        parameter.requires_grad_("view_" in name)
+    trained = {name for name, parameter in loaded.unet.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in new_parameter_names(loaded.unet) if "motion_modules" not in name.split(".")}
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------

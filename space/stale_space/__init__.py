@@ -1,0 +1,1 @@
+"""The Space: a page and an API around `StaleDiffusionPipeline`. `space/app.py` starts it."""
