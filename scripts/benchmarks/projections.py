@@ -94,9 +94,10 @@ def scipy_refocus(pixels: np.ndarray, disparity: float, weights: np.ndarray) -> 
     total = np.zeros((3, frames, height, width), dtype=np.float32)
     for row in range(rows):
         for col in range(cols):
-            shift = (0, 0, disparity * (row - rows // 2), disparity * (col - cols // 2))
-            moved = ndimage.shift(pixels[:, row, col].astype(np.float32), shift, order=3, mode="nearest")
-            total += weights[row, col] * moved
+            shift = (disparity * (row - rows // 2), disparity * (col - cols // 2))
+            for channel, frame in np.ndindex(3, frames):
+                plane = pixels[channel, row, col, frame].astype(np.float32)
+                total[channel, frame] += weights[row, col] * ndimage.shift(plane, shift, order=3, mode="nearest")
     return np.rint(np.clip(total / weights.sum(), 0, 255)).astype(np.uint8)
 
 
