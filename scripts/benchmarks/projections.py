@@ -34,7 +34,7 @@ from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.quilt import assemble_quilt, quilt, quilt_places
-from diffusers_stale.light_field.refocus import refocus
+from diffusers_stale.light_field.refocus import aperture_weights, refocus
 from diffusers_stale.light_field.viewpoints import as_float
 
 
@@ -50,7 +50,8 @@ field = LightField(np.ascontiguousarray(pixels))
 views = pixels.shape[0]
 slope = float(sys.argv[2]) * (views - 1) / views  # its slopes are spread over all views, not over the gaps between
 start = time.perf_counter()
-picture = field.get_refocus(slope)
+weights = np.load(sys.argv[4]).astype(np.float64)
+picture = field.get_refocus(slope, aperture=weights)
 spent = time.perf_counter() - start
 np.save(sys.argv[3], picture)
 print("seconds", spent)
@@ -74,18 +75,18 @@ def best_of(count: int, work: Callable[[], object]) -> tuple[float, object]:
     return min(times), result
 
 
-def numpy_refocus(pixels: np.ndarray, disparity: int) -> np.ndarray:
-    """Shift-and-add by whole pixels with equal weights, without the edges: uint8 `(3, frames, height, width)`."""
+def numpy_refocus(pixels: np.ndarray, disparity: int, weights: np.ndarray) -> np.ndarray:
+    """Shift-and-add by whole pixels, without care for edges: uint8 `(3, frames, height, width)`."""
     _, rows, cols, frames, height, width = pixels.shape
     total = np.zeros((3, frames, height, width), dtype=np.float32)
     for row in range(rows):
         for col in range(cols):
-            down, right = disparity * (row - rows // 2), disparity * (col - cols // 2)
-            total += np.roll(pixels[:, row, col].astype(np.float32), (down, right), axis=(-2, -1))
-    return np.rint(total / (rows * cols)).astype(np.uint8)
+            shift = disparity * (row - rows // 2), disparity * (col - cols // 2)
+            total += weights[row, col] * np.roll(pixels[:, row, col].astype(np.float32), shift, axis=(-2, -1))
+    return np.rint(total / weights.sum()).astype(np.uint8)
 
 
-def scipy_refocus(pixels: np.ndarray, disparity: float) -> np.ndarray:
+def scipy_refocus(pixels: np.ndarray, disparity: float, weights: np.ndarray) -> np.ndarray:
     """The same by parts of pixels, cubic."""
     from scipy import ndimage
 
@@ -94,8 +95,9 @@ def scipy_refocus(pixels: np.ndarray, disparity: float) -> np.ndarray:
     for row in range(rows):
         for col in range(cols):
             shift = (0, 0, disparity * (row - rows // 2), disparity * (col - cols // 2))
-            total += ndimage.shift(pixels[:, row, col].astype(np.float32), shift, order=3, mode="nearest")
-    return np.rint(np.clip(total / (rows * cols), 0, 255)).astype(np.uint8)
+            moved = ndimage.shift(pixels[:, row, col].astype(np.float32), shift, order=3, mode="nearest")
+            total += weights[row, col] * moved
+    return np.rint(np.clip(total / weights.sum(), 0, 255)).astype(np.uint8)
 
 
 def scipy_warp(pictures: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -140,10 +142,11 @@ def compare_plenpy(pixels: torch.Tensor, python: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, target = f"{folder}/in.npy", f"{folder}/out.npy"
         # Its u goes along the first image axis of the transposed picture, with the opposite sign of disparity.
+        np.save(f"{folder}/weights.npy", aperture_weights(*pixels.shape[1:3], shape="square").numpy())
         np.save(source, pixels[:, :, :, 0].permute(1, 2, 3, 4, 0).numpy())
         for disparity in (WHOLE, PART):
             ours, mine = best_of(3, lambda d=disparity: refocus(pixels[:, :, :, :1], d, shape="square"))
-            command = [python, "-c", PLENPY, source, str(disparity), target]
+            command = [python, "-c", PLENPY, source, str(disparity), target, f"{folder}/weights.npy"]
             said = subprocess.run(command, capture_output=True, text=True)
             if said.returncode:
                 print(f"plenpy: not measured, {said.stderr.strip().splitlines()[-1]}")
@@ -159,16 +162,14 @@ def compare_plenpy(pixels: torch.Tensor, python: str) -> None:
 
 
 def compare_refocus(pixels: torch.Tensor) -> None:
-    array = pixels.numpy()
-    weights = {"shape": "square"}
-    ours, mine = best_of(3, lambda: refocus(pixels, WHOLE, **weights))
-    theirs, plain = best_of(2, lambda: numpy_refocus(array, int(WHOLE)))
-    report("refocusing by whole pixels against numpy slices", ours, theirs)
-    few = pixels[:, :, :, :1]
-    ours, mine = best_of(3, lambda: refocus(few, PART, **weights))
-    theirs, plain = best_of(1, lambda: scipy_refocus(few.numpy(), PART))
-    report("refocusing one frame by parts of pixels against scipy", ours, theirs)
-    del mine, plain
+    weights = aperture_weights(*pixels.shape[1:3], shape="square").numpy()
+    ours, mine = best_of(5, lambda: refocus(pixels, WHOLE, shape="square"))
+    theirs, plain = best_of(5, lambda: numpy_refocus(pixels.numpy(), int(WHOLE), weights))
+    report("refocusing by whole pixels against numpy slices", ours, theirs, psnr(mine.numpy(), plain))
+    few = pixels[:, :, :, :1].contiguous()
+    ours, mine = best_of(5, lambda: refocus(few, PART, shape="square"))
+    theirs, plain = best_of(1, lambda: scipy_refocus(few.numpy(), PART, weights))
+    report("refocusing one frame by parts of pixels against scipy", ours, theirs, psnr(mine.numpy(), plain))
 
 
 def compare_interpolation(pixels: torch.Tensor) -> None:
