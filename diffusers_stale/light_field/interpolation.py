@@ -27,7 +27,7 @@ SEARCH_STEP = 0.5
 WINDOW = 7
 """Side of the window in which views must agree, in pixels of the searched picture."""
 
-LARGEST_COST = 0.15
+LARGEST_COST = 0.4
 """Difference of colours, of [-1, 1], beyond which it does not matter how different they are."""
 
 PREFER_FLAT = 2e-4

@@ -18,7 +18,6 @@ python scripts/benchmarks/projections.py --plenpy /path/to/venv/bin/python
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,6 @@ import torch
 
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
-from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.quilt import assemble_quilt, quilt, quilt_places
 from diffusers_stale.light_field.refocus import aperture_weights, refocus
@@ -126,15 +124,15 @@ def report(name: str, ours: float, theirs: float, quality: float | None = None) 
 
 
 def peak_memory() -> int:
-    """Highest resident size so far, in bytes (Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Highest resident size of this process so far, in bytes (Linux; `getrusage` would tell that of its parent)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def measure_memory(arguments: argparse.Namespace) -> None:
-    """In a process of its own: the light field comes from a file, so that nothing else has been in memory."""
-    path = Path(arguments.memory)
+def measure_memory(shape: list[int]) -> None:
+    """In a process of its own, where nothing else has been in memory; what is refocused does not matter for it."""
     start = peak_memory()
-    pixels = LightField.load(path).pixels
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     refocus(pixels, PART, shape="square")
     print(json.dumps({"part": (peak_memory() - start) / pixels.numel()}))
 
@@ -237,7 +235,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory:
-        measure_memory(arguments)
+        measure_memory(json.loads(arguments.memory))
         return
     pixels = light_field(arguments.views, arguments.frames, arguments.size)
     print(f"{tuple(pixels.shape)}, {pixels.numel() / 2**20:.0f} MiB, one thread", flush=True)
@@ -246,12 +244,9 @@ def main() -> None:
         compare_plenpy(pixels, arguments.plenpy)
     compare_interpolation(pixels)
     compare_quilts(pixels)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "big.lf.safetensors"
-        LightField(pixels).save(path)
-        command = [sys.executable, __file__, "--memory", str(path)]
-        said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        print(f"memory while refocusing: {said['part']:.2f} times the light field, itself included")
+    command = [sys.executable, __file__, "--memory", json.dumps(list(pixels.shape))]
+    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    print(f"memory while refocusing: {said['part']:.2f} times the light field, itself included")
 
 
 if __name__ == "__main__":
