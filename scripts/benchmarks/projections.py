@@ -33,6 +33,7 @@ from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.quilt import assemble_quilt, quilt, quilt_places
 from diffusers_stale.light_field.refocus import aperture_weights, refocus
+from diffusers_stale.light_field.shifting import sampled
 from diffusers_stale.light_field.viewpoints import as_float
 
 
@@ -99,13 +100,13 @@ def scipy_refocus(pixels: np.ndarray, disparity: float, weights: np.ndarray) -> 
     return np.rint(np.clip(total / weights.sum(), 0, 255)).astype(np.uint8)
 
 
-def scipy_warp(pictures: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Pictures `(count, 3, height, width)` at places `(count, height, width)`, cubic."""
+def scipy_warp(pictures: np.ndarray, rows: np.ndarray, cols: np.ndarray, order: int = 3) -> np.ndarray:
+    """Pictures `(count, 3, height, width)` at places `(count, height, width)`, cubic or of another order."""
     from scipy import ndimage
 
     return np.stack(
         [
-            np.stack([ndimage.map_coordinates(plane, (r, c), order=3, mode="nearest") for plane in picture])
+            np.stack([ndimage.map_coordinates(plane, (r, c), order=order, mode="nearest") for plane in picture])
             for picture, r, c in zip(pictures, rows, cols, strict=True)
         ]
     )
@@ -185,9 +186,13 @@ def compare_interpolation(pixels: torch.Tensor) -> None:
     rows = np.stack([y - disparity * (r - 0.5) for r, _ in sources])
     cols = np.stack([x - disparity * (c - 0.5) for _, c in sources])
     theirs, warped = best_of(2, lambda: scipy_warp(pictures, rows, cols).mean(axis=0))
-    report("a view between four cameras, its warps alone, against scipy", ours, theirs)
+    report("a view between four cameras, what hides what included, against scipy's cubic warps alone", ours, theirs)
     print(f"  (with the search for the disparity of four cameras, once a moment: {first:.3f} s)")
-    del mine, warped
+    tensors = [torch.from_numpy(part) for part in (pictures, rows, cols)]
+    ours, mine = best_of(5, lambda: sampled(*tensors))
+    theirs, warped = best_of(3, lambda: scipy_warp(pictures, rows, cols, order=1))
+    both = [((part + 1) * 127.5).round().astype(np.uint8) for part in (mine.numpy(), warped)]
+    report("the same warp of four pictures, linear, against scipy", ours, theirs, psnr(*both))
 
 
 def compare_quilts(pixels: torch.Tensor) -> None:
