@@ -440,3 +440,12 @@ def test_clip_scores_come_of_a_folder(tmp_path, tiny_pipeline):
     assert found["shuffled"]["value"] != found["generated"]["value"]
     with pytest.raises(ValueError, match=r"--clip must be a folder.*openai/clip"):
         ClipScore(tmp_path / "none")
+
+
+def test_an_autoencoder_that_halves_parallax_is_found_out(monkeypatch: pytest.MonkeyPatch, finder: LayerFinder):
+    scene = sample_scene(SEED, 0)
+    halved = render_scene(scene, 3, 3, 3, baseline=0.5).pixels[None]
+    monkeypatch.setattr("diffusers_stale.evaluation.reconstruction.reconstruct", lambda vae, movie: halved)
+    figures = measure_autoencoder(None, [scene], finder=finder)
+    for ratio in figures["disparity"].values():
+        assert ratio["value"] == pytest.approx(0.5, abs=0.08)

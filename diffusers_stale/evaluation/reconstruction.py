@@ -10,10 +10,12 @@ from diffusers import AutoencoderKL
 from diffusers_stale.axes import IMAGE_AXES, fold, sizes, unfold
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import Scene
+from diffusers_stale.evaluation.classifier import middle_clips, resize_clips
+from diffusers_stale.evaluation.disparity import VIEW_AXES, match_views
 from diffusers_stale.evaluation.intervals import mean_interval, ratio_interval
-from diffusers_stale.evaluation.layers import LayerFinder, load_layer_finder
+from diffusers_stale.evaluation.layers import LayerFinder, find_layers, layer, load_layer_finder
 from diffusers_stale.evaluation.time_consistency import measure_time
-from diffusers_stale.evaluation.view_consistency import measure_views, psnr
+from diffusers_stale.evaluation.view_consistency import psnr
 
 
 JUDGED_LAYERS = ("background", "ground", "animal")
@@ -40,25 +42,35 @@ def measure_autoencoder(
     """Figures (value, low, high, total) of `vae` on rendered scenes of 3x3 views and 3 frames.
 
     Returns:
-        `psnr` in dB, over all pixels of a clip; `disparity`: by layer, the mean disparity of what comes back over that
-        of what went in; `flicker`: of static regions, in grey levels (rendered scenes have none).
+        `psnr` in dB, over all pixels of a clip; `disparity`: by layer, the slope of the disparity that comes back over
+        that which went in, over the pixels where both are told (means of each would be over different pixels);
+        `flicker`: of static regions, in grey levels (rendered scenes have none).
     """
     finder = finder or load_layer_finder()
     likeness, flicker = [], []
-    before: dict[str, list[float]] = {name: [] for name in JUDGED_LAYERS}
-    after: dict[str, list[float]] = {name: [] for name in JUDGED_LAYERS}
+    products: dict[str, list[tuple[float, float]]] = {name: [] for name in JUDGED_LAYERS}
     for scene in scenes:
         truth = render_scene(scene, 3, 3, 3, size, size).pixels[None]
         back = reconstruct(vae, truth)
         likeness.append(psnr(float((back - truth).square().mean())))
         times = measure_time(back, finder)
         flicker.append(times[0].flicker if times else nan)
-        for store, movie in ((before, truth), (after, back)):
-            measured = measure_views(movie, finder)[0].layers
-            for name in JUDGED_LAYERS:
-                store[name].append(measured[name])
+        layers = find_layers(finder, resize_clips(middle_clips(truth)).transpose(1, 2))
+        for name in JUDGED_LAYERS:
+            products[name].append(_products(truth, back, layers == layer(name)))
     return {
         "psnr": mean_interval(likeness),
-        "disparity": {name: ratio_interval(after[name], before[name]) for name in JUDGED_LAYERS},
+        "disparity": {name: ratio_interval(*zip(*pairs, strict=True)) for name, pairs in products.items()},
         "flicker": mean_interval(flicker),
     }
+
+
+def _products(truth: torch.Tensor, back: torch.Tensor, inside: torch.Tensor) -> tuple[float, float]:
+    """Sums of true times found and of squared true disparity, of both axes, where both are told `inside` a layer."""
+    crossed, squared = 0.0, 0.0
+    for axis in VIEW_AXES:
+        before, after = match_views(truth, axis), match_views(back, axis)
+        known = before.trusted & after.trusted & inside
+        crossed += float((before.displacement * after.displacement)[known].sum())
+        squared += float(before.displacement.square()[known].sum())
+    return crossed, squared

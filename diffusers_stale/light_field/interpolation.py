@@ -27,7 +27,7 @@ SEARCH_STEP = 0.5
 WINDOW = 7
 """Side of the window in which views must agree, in pixels of the searched picture."""
 
-LARGEST_COST = 0.15
+LARGEST_COST = 0.4
 """Difference of colours, of [-1, 1], beyond which it does not matter how different they are."""
 
 PREFER_FLAT = 2e-4
@@ -232,12 +232,18 @@ def _pixels_around(down: torch.Tensor, across: torch.Tensor, height: int, width:
     The others, and those beyond the edges, are `height * width`.
     """
     found = []
-    for rows in (down.floor(), down.ceil()):
-        for cols in (across.floor(), across.ceil()):
+    for rows in _sides_of(down):
+        for cols in _sides_of(across):
             hit = ((rows - down).abs() < 0.75) & ((cols - across).abs() < 0.75)
             hit &= (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
             found.append(torch.where(hit, rows * width + cols, height * width).long())
     return found
+
+
+def _sides_of(places: torch.Tensor) -> list[torch.Tensor]:
+    """The whole numbers below and above; only one where all are whole, as along an axis that nothing moves along."""
+    low, high = places.floor(), places.ceil()
+    return [low] if torch.equal(low, high) else [low, high]
 
 
 def _filled(disparity: torch.Tensor) -> torch.Tensor:

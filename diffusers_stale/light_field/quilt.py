@@ -185,6 +185,7 @@ QUILTS: dict[str, QuiltPreset] = {
     "27-landscape": QuiltPreset(columns=8, rows=6, aspect=16 / 9, device='Looking Glass 27", landscape'),
     "27-portrait": QuiltPreset(columns=12, rows=4, aspect=0.5625, device='Looking Glass 27", portrait'),
     "32-landscape": QuiltPreset(columns=7, rows=7, aspect=16 / 9, device='Looking Glass 32", landscape'),
+    "32-portrait": QuiltPreset(columns=11, rows=6, aspect=0.5625, device='Looking Glass 32", portrait'),
     "32-first": QuiltPreset(columns=5, rows=9, aspect=16 / 9, device='Looking Glass 32", as first sold (8K)'),
     "65": QuiltPreset(columns=8, rows=9, aspect=16 / 9, device='Looking Glass 65"'),
 }

@@ -25,8 +25,13 @@ def assemble_quilt(views: torch.Tensor, columns: int, rows: int) -> torch.Tensor
             f"`views` must have {columns * rows} views for {columns}x{rows} tiles in the axes (channels, views, "
             f"frames, height, width), got shape {tuple(views.shape)}; pass as many as there are tiles."
         )
-    lines = [torch.cat(views[:, row * columns : (row + 1) * columns].unbind(1), dim=-1) for row in range(rows)]
-    return torch.cat(lines[::-1], dim=-2)
+    channels, _, frames, height, width = views.shape
+    sheet = views.new_empty(channels, frames, rows * height, columns * width)
+    for index, tile in enumerate(views.unbind(1)):
+        row, column = divmod(index, columns)
+        top, left = (rows - 1 - row) * height, column * width
+        sheet[:, :, top : top + height, left : left + width] = tile
+    return sheet
 
 
 def quilt_views(picture: torch.Tensor, columns: int, rows: int) -> torch.Tensor:

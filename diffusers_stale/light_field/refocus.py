@@ -7,7 +7,7 @@ Photography with a Hand-held Plenoptic Camera", 2005.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,9 @@ from diffusers_stale.light_field.viewpoints import as_float, focus_of, in_dtype_
 
 
 Shape = Literal["disc", "square"]
+
+MOST_BYTES = 128
+"""How many bytes can be added as 16-bit integers."""
 
 MAX_DENSIFY = 64
 """Most views for one step between neighbouring cameras."""
@@ -87,12 +90,16 @@ def refocused_frames(
 
 @dataclass(frozen=True)
 class Lens:
-    """What of which view goes where: the weight of each view, and its place, in neighbouring views from the middle."""
+    """What of which view goes where: the weight of each view, and by how much it moves back onto the focal plane.
 
-    weights: torch.Tensor
-    rows: list[float]
-    cols: list[float]
-    focus: float
+    `weights`: by row and column. `down`, `right`: pixels, of each row and column. `met`: the sum of weights with which
+    each place of the picture is met, shape `(height, width)`.
+    """
+
+    weights: list[list[float]]
+    down: list[float]
+    right: list[float]
+    met: torch.Tensor
 
     @staticmethod
     def of(pixels: torch.Tensor, focus: float, aperture: float | None, shape: Shape, densify: int) -> "Lens":
@@ -101,37 +108,61 @@ class Lens:
         weights = aperture_weights(*pixels.shape[1:3], aperture, shape, densify)
         rows, cols = (view_coordinates(count, step).tolist() for count in weights.shape)
         used = torch.nonzero(weights).tolist()
-        _check_focus(focus, [abs(rows[r]) for r, _ in used], pixels.shape[-2])
-        _check_focus(focus, [abs(cols[c]) for _, c in used], pixels.shape[-1])
-        return Lens(weights, rows, cols, focus)
+        height, width = pixels.shape[-2:]
+        _check_focus(focus, [abs(rows[r]) for r, _ in used], height)
+        _check_focus(focus, [abs(cols[c]) for _, c in used], width)
+        # A point on the focal plane is found at `displaced` in a view; moved back by as much it is on itself.
+        down, right = ([-float(displaced(0.0, focus, place)) for place in places] for places in (rows, cols))
+        inside = [
+            torch.stack([_inside(size, shift) for shift in shifts])
+            for size, shifts in ((height, down), (width, right))
+        ]
+        met = inside[0].T @ weights @ inside[1]
+        return Lens(weights.tolist(), down, right, met.to(pixels.device))
 
     def gathered(self, view: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
         """The weighted mean of all views `view(row, col)` `(3, height, width)`, each moved onto the focal plane.
 
         All views of a row move by the same down: they are moved sideways and added first, and their sum moved down.
         """
-        total, weight_of_all = None, 0.0
-        for r, down in enumerate(self.rows):
-            used = [int(c) for c in torch.nonzero(self.weights[r])]
-            if not used:
-                continue
-            line, weight = None, 0.0
-            for c in used:
-                seen, share = view(r, c), float(self.weights[r, c])
-                line = _float_zeros(seen) if line is None else line
-                weight = weight + _add_moved(line, seen, self._back(self.cols[c]), share, -1)
-            total = torch.zeros_like(line) if total is None else total
-            weight_of_all = weight_of_all + _add_moved(total, line, self._back(down), 1.0, -2)[:, None] * weight
-        return total / weight_of_all.to(total.device)
+        total = None
+        for r, weights in enumerate(self.weights):
+            used = [(view(r, c), self.right[c], weight) for c, weight in enumerate(weights) if weight]
+            if used:
+                line = _row_of(used)
+                total = torch.zeros_like(line) if total is None else total
+                _add_moved(total, line, self.down[r], 1.0, -2)
+        return total / self.met.to(total.dtype)
 
-    def _back(self, coordinate: float) -> float:
-        """A point on the focal plane is found at `displaced` in this view; moved back by as much it is on itself."""
-        return -float(displaced(0.0, self.focus, coordinate))
+
+def _row_of(views: Sequence[tuple[torch.Tensor, float, float]]) -> torch.Tensor:
+    """The sum of pictures, each moved to the right by its number of pixels and times its weight, floating point."""
+    first = views[0][0]
+    dtype = first.dtype if first.dtype in (torch.float32, torch.float64) else torch.float32
+    line = torch.zeros(first.shape, dtype=dtype, device=first.device)
+    sums: dict[float, tuple[torch.Tensor, int]] = {}
+    for picture, shift, weight in views:
+        if picture.dtype != torch.uint8 or not float(shift).is_integer():
+            _add_moved(line, picture, shift, weight, -1)
+            continue
+        # Whole pixels of equal weight are added as small integers, which is several times as fast.
+        added, count = sums.get(weight, (None, 0))
+        if added is None or count == MOST_BYTES:
+            if added is not None:
+                line.add_(added, alpha=weight)
+            added, count = torch.zeros(first.shape, dtype=torch.int16, device=first.device), 0
+        start, stop = max(0, int(shift)), min(first.shape[-1], first.shape[-1] + int(shift))
+        source = picture.narrow(-1, start - int(shift), stop - start)
+        added.narrow(-1, start, stop - start).add_(source.to(torch.int16))
+        sums[weight] = added, count + 1
+    for weight, (added, _) in sums.items():
+        line.add_(added, alpha=weight)
+    return line
 
 
 def _spread_within(pixels: torch.Tensor, lens: Lens, focus: float, reach: float, densify: int) -> torch.Tensor:
     """Pixels that are prefiltered as far as the lens goes; beyond it nothing is spread into the picture."""
-    used = torch.nonzero(lens.weights)
+    used = torch.nonzero(torch.tensor(lens.weights))
     low, high = used.amin(dim=0).div(densify, rounding_mode="floor"), (used.amax(dim=0) + densify - 1) // densify
     rows, cols = (slice(int(low[axis]), int(high[axis]) + 1) for axis in (0, 1))
     spread = pixels.clone()
@@ -154,35 +185,43 @@ def _as_pixels(pixels: torch.Tensor, picture: torch.Tensor, densify: int) -> tor
     return in_dtype_of(pixels, picture)
 
 
-def _float_zeros(like: torch.Tensor) -> torch.Tensor:
-    dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
-    return torch.zeros(like.shape, dtype=dtype, device=like.device)
-
-
-def _add_moved(total: torch.Tensor, picture: torch.Tensor, shift: float, share: float, axis: int) -> torch.Tensor:
+def _add_moved(total: torch.Tensor, picture: torch.Tensor, shift: float, share: float, axis: int) -> None:
     """Adds `share` of a picture that is moved along `axis` (cubic in between) to `total`, in place.
 
-    Returns the weight with which each place was met, shape `(size,)`: `share` where the moved picture has pixels,
-    nothing from a whole pixel beyond its edge, where nothing is added.
+    From a whole pixel beyond the edge of the moved picture nothing is added; see `_inside`.
     """
     size = picture.shape[axis]
     taps = cubic_taps(shift)
-    margin = max(abs(offset) for offset, _ in taps)
     start, stop = max(0, math.ceil(shift)), min(size, math.floor(shift) + size)
+    if len(taps) == 1:  # whole pixels: one pass, without a copy in between
+        ((offset, _),) = taps
+        total.narrow(axis, start, stop - start).add_(picture.narrow(axis, start + offset, stop - start), alpha=share)
+        return
+    margin = max(abs(offset) for offset, _ in taps)
     padded = _edges_repeated(picture, margin, axis, total.dtype)
     for offset, weight in taps:
-        total.narrow(axis, start, stop - start).add_(
-            padded.narrow(axis, start + margin + offset, stop - start), alpha=weight * share
-        )
-    inside = torch.zeros(size)
-    inside[start:stop] = share
-    place, part = (start - 1, -shift % 1.0) if shift > 0 else (stop, shift % 1.0)
-    if part and 0 <= place < size:  # less than a pixel beyond the edge
-        inside[place] = share * part
+        here = padded.narrow(axis, start + margin + offset, stop - start)
+        total.narrow(axis, start, stop - start).add_(here, alpha=weight * share)
+    place, part = _beyond(size, shift)
+    if 0 <= place < size:
         for offset, weight in taps:
             source = padded.select(axis, place + margin + offset)
             total.select(axis, place).add_(source, alpha=weight * share * part)
+
+
+def _inside(size: int, shift: float) -> torch.Tensor:
+    """1 where a picture that is moved by `shift` has pixels, 0 from a whole pixel beyond its edge; shape `(size,)`."""
+    inside = torch.zeros(size)
+    inside[max(0, math.ceil(shift)) : min(size, math.floor(shift) + size)] = 1.0
+    place, part = _beyond(size, shift)
+    if 0 <= place < size:
+        inside[place] = part or inside[place]
     return inside
+
+
+def _beyond(size: int, shift: float) -> tuple[int, float]:
+    """The place that is less than a pixel beyond the edge of a moved picture, and how much it counts."""
+    return (math.ceil(shift) - 1, -shift % 1.0) if shift > 0 else (math.floor(shift) + size, shift % 1.0)
 
 
 def _edges_repeated(picture: torch.Tensor, margin: int, axis: int, dtype: torch.dtype) -> torch.Tensor:

@@ -18,7 +18,6 @@ python scripts/benchmarks/projections.py --plenpy /path/to/venv/bin/python
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,10 +30,10 @@ import torch
 
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
-from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.quilt import assemble_quilt, quilt, quilt_places
-from diffusers_stale.light_field.refocus import refocus
+from diffusers_stale.light_field.refocus import aperture_weights, refocus
+from diffusers_stale.light_field.shifting import sampled
 from diffusers_stale.light_field.viewpoints import as_float
 
 
@@ -50,7 +49,8 @@ field = LightField(np.ascontiguousarray(pixels))
 views = pixels.shape[0]
 slope = float(sys.argv[2]) * (views - 1) / views  # its slopes are spread over all views, not over the gaps between
 start = time.perf_counter()
-picture = field.get_refocus(slope)
+weights = np.load(sys.argv[4]).astype(np.float64)
+picture = field.get_refocus(slope, aperture=weights)
 spent = time.perf_counter() - start
 np.save(sys.argv[3], picture)
 print("seconds", spent)
@@ -74,18 +74,18 @@ def best_of(count: int, work: Callable[[], object]) -> tuple[float, object]:
     return min(times), result
 
 
-def numpy_refocus(pixels: np.ndarray, disparity: int) -> np.ndarray:
-    """Shift-and-add by whole pixels with equal weights, without the edges: uint8 `(3, frames, height, width)`."""
+def numpy_refocus(pixels: np.ndarray, disparity: int, weights: np.ndarray) -> np.ndarray:
+    """Shift-and-add by whole pixels, without care for edges: uint8 `(3, frames, height, width)`."""
     _, rows, cols, frames, height, width = pixels.shape
     total = np.zeros((3, frames, height, width), dtype=np.float32)
     for row in range(rows):
         for col in range(cols):
-            down, right = disparity * (row - rows // 2), disparity * (col - cols // 2)
-            total += np.roll(pixels[:, row, col].astype(np.float32), (down, right), axis=(-2, -1))
-    return np.rint(total / (rows * cols)).astype(np.uint8)
+            shift = disparity * (row - rows // 2), disparity * (col - cols // 2)
+            total += weights[row, col] * np.roll(pixels[:, row, col].astype(np.float32), shift, axis=(-2, -1))
+    return np.rint(total / weights.sum()).astype(np.uint8)
 
 
-def scipy_refocus(pixels: np.ndarray, disparity: float) -> np.ndarray:
+def scipy_refocus(pixels: np.ndarray, disparity: float, weights: np.ndarray) -> np.ndarray:
     """The same by parts of pixels, cubic."""
     from scipy import ndimage
 
@@ -93,18 +93,20 @@ def scipy_refocus(pixels: np.ndarray, disparity: float) -> np.ndarray:
     total = np.zeros((3, frames, height, width), dtype=np.float32)
     for row in range(rows):
         for col in range(cols):
-            shift = (0, 0, disparity * (row - rows // 2), disparity * (col - cols // 2))
-            total += ndimage.shift(pixels[:, row, col].astype(np.float32), shift, order=3, mode="nearest")
-    return np.rint(np.clip(total / (rows * cols), 0, 255)).astype(np.uint8)
+            shift = (disparity * (row - rows // 2), disparity * (col - cols // 2))
+            for channel, frame in np.ndindex(3, frames):
+                plane = pixels[channel, row, col, frame].astype(np.float32)
+                total[channel, frame] += weights[row, col] * ndimage.shift(plane, shift, order=3, mode="nearest")
+    return np.rint(np.clip(total / weights.sum(), 0, 255)).astype(np.uint8)
 
 
-def scipy_warp(pictures: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Pictures `(count, 3, height, width)` at places `(count, height, width)`, cubic."""
+def scipy_warp(pictures: np.ndarray, rows: np.ndarray, cols: np.ndarray, order: int = 3) -> np.ndarray:
+    """Pictures `(count, 3, height, width)` at places `(count, height, width)`, cubic or of another order."""
     from scipy import ndimage
 
     return np.stack(
         [
-            np.stack([ndimage.map_coordinates(plane, (r, c), order=3, mode="nearest") for plane in picture])
+            np.stack([ndimage.map_coordinates(plane, (r, c), order=order, mode="nearest") for plane in picture])
             for picture, r, c in zip(pictures, rows, cols, strict=True)
         ]
     )
@@ -123,15 +125,15 @@ def report(name: str, ours: float, theirs: float, quality: float | None = None) 
 
 
 def peak_memory() -> int:
-    """Highest resident size so far, in bytes (Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Highest resident size of this process so far, in bytes (Linux; `getrusage` would tell that of its parent)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def measure_memory(arguments: argparse.Namespace) -> None:
-    """In a process of its own: the light field comes from a file, so that nothing else has been in memory."""
-    path = Path(arguments.memory)
+def measure_memory(shape: list[int]) -> None:
+    """In a process of its own, where nothing else has been in memory; what is refocused does not matter for it."""
     start = peak_memory()
-    pixels = LightField.load(path).pixels
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
     refocus(pixels, PART, shape="square")
     print(json.dumps({"part": (peak_memory() - start) / pixels.numel()}))
 
@@ -140,10 +142,11 @@ def compare_plenpy(pixels: torch.Tensor, python: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, target = f"{folder}/in.npy", f"{folder}/out.npy"
         # Its u goes along the first image axis of the transposed picture, with the opposite sign of disparity.
+        np.save(f"{folder}/weights.npy", aperture_weights(*pixels.shape[1:3], shape="square").numpy())
         np.save(source, pixels[:, :, :, 0].permute(1, 2, 3, 4, 0).numpy())
         for disparity in (WHOLE, PART):
             ours, mine = best_of(3, lambda d=disparity: refocus(pixels[:, :, :, :1], d, shape="square"))
-            command = [python, "-c", PLENPY, source, str(disparity), target]
+            command = [python, "-c", PLENPY, source, str(disparity), target, f"{folder}/weights.npy"]
             said = subprocess.run(command, capture_output=True, text=True)
             if said.returncode:
                 print(f"plenpy: not measured, {said.stderr.strip().splitlines()[-1]}")
@@ -159,16 +162,14 @@ def compare_plenpy(pixels: torch.Tensor, python: str) -> None:
 
 
 def compare_refocus(pixels: torch.Tensor) -> None:
-    array = pixels.numpy()
-    weights = {"shape": "square"}
-    ours, mine = best_of(3, lambda: refocus(pixels, WHOLE, **weights))
-    theirs, plain = best_of(2, lambda: numpy_refocus(array, int(WHOLE)))
-    report("refocusing by whole pixels against numpy slices", ours, theirs)
-    few = pixels[:, :, :, :1]
-    ours, mine = best_of(3, lambda: refocus(few, PART, **weights))
-    theirs, plain = best_of(1, lambda: scipy_refocus(few.numpy(), PART))
-    report("refocusing one frame by parts of pixels against scipy", ours, theirs)
-    del mine, plain
+    weights = aperture_weights(*pixels.shape[1:3], shape="square").numpy()
+    ours, mine = best_of(5, lambda: refocus(pixels, WHOLE, shape="square"))
+    theirs, plain = best_of(5, lambda: numpy_refocus(pixels.numpy(), int(WHOLE), weights))
+    report("refocusing by whole pixels against numpy slices", ours, theirs, psnr(mine.numpy(), plain))
+    few = pixels[:, :, :, :1].contiguous()
+    ours, mine = best_of(5, lambda: refocus(few, PART, shape="square"))
+    theirs, plain = best_of(1, lambda: scipy_refocus(few.numpy(), PART, weights))
+    report("refocusing one frame by parts of pixels against scipy", ours, theirs, psnr(mine.numpy(), plain))
 
 
 def compare_interpolation(pixels: torch.Tensor) -> None:
@@ -185,9 +186,13 @@ def compare_interpolation(pixels: torch.Tensor) -> None:
     rows = np.stack([y - disparity * (r - 0.5) for r, _ in sources])
     cols = np.stack([x - disparity * (c - 0.5) for _, c in sources])
     theirs, warped = best_of(2, lambda: scipy_warp(pictures, rows, cols).mean(axis=0))
-    report("a view between four cameras, its warps alone, against scipy", ours, theirs)
+    report("a view between four cameras, what hides what included, against scipy's cubic warps alone", ours, theirs)
     print(f"  (with the search for the disparity of four cameras, once a moment: {first:.3f} s)")
-    del mine, warped
+    tensors = [torch.from_numpy(part) for part in (pictures, rows, cols)]
+    ours, mine = best_of(5, lambda: sampled(*tensors))
+    theirs, warped = best_of(3, lambda: scipy_warp(pictures, rows, cols, order=1))
+    both = [((part + 1) * 127.5).round().astype(np.uint8) for part in (mine.numpy(), warped)]
+    report("the same warp of four pictures, linear, against scipy", ours, theirs, psnr(*both))
 
 
 def compare_quilts(pixels: torch.Tensor) -> None:
@@ -235,7 +240,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory:
-        measure_memory(arguments)
+        measure_memory(json.loads(arguments.memory))
         return
     pixels = light_field(arguments.views, arguments.frames, arguments.size)
     print(f"{tuple(pixels.shape)}, {pixels.numel() / 2**20:.0f} MiB, one thread", flush=True)
@@ -244,12 +249,9 @@ def main() -> None:
         compare_plenpy(pixels, arguments.plenpy)
     compare_interpolation(pixels)
     compare_quilts(pixels)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "big.lf.safetensors"
-        LightField(pixels).save(path)
-        command = [sys.executable, __file__, "--memory", str(path)]
-        said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        print(f"memory while refocusing: {said['part']:.2f} times the light field, itself included")
+    command = [sys.executable, __file__, "--memory", json.dumps(list(pixels.shape))]
+    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    print(f"memory while refocusing: {said['part']:.2f} times the light field, itself included")
 
 
 if __name__ == "__main__":
