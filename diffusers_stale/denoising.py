@@ -2,15 +2,18 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
+from diffusers_stale.axes import check_count
 from diffusers_stale.calibration import sample_weights_of
 from diffusers_stale.pipeline_checks import check_finite
 from diffusers_stale.pipeline_output import Generators
 from diffusers_stale.scheduling_stale import StaleScheduler
+from diffusers_stale.windows import Windows, predict_in_windows
 
 
 Callback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
@@ -19,6 +22,7 @@ Callback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, torch.Tenso
 class DenoisingMixin:
     """What `StaleDiffusionPipeline` does at its timesteps."""
 
+    windows: Windows | None = None
     _clean_latents: torch.Tensor | None = None
 
     @property
@@ -28,6 +32,42 @@ class DenoisingMixin:
         The noisy latents themselves with schedulers that do not tell; None outside a run.
         """
         return self._clean_latents
+
+    def enable_windows(
+        self,
+        view_rows: int | None = 3,
+        view_cols: int | None = 3,
+        frames: int | None = None,
+        overlap: float = 0.25,
+        alternate: bool = True,
+    ) -> None:
+        """Has the UNet see a window of the grid at a time, for grids larger than memory.
+
+        Latents stay on the CPU, and the memory that denoising takes on the device no longer depends on the size of the
+        grid. Each window knows where in the grid its cameras stand. Movies may then be longer than the UNet's
+        `time_max_frames`, as long as windows are not.
+
+        Args:
+            view_rows, view_cols, frames: of a window; None for all there are. Best the grid that the UNet learned.
+            overlap: share of a window in common with the next, see `windows.Windows`; the more, the smoother and the
+                slower.
+            alternate: whether rows, columns and time take turns in overlapping, step by step.
+
+        Raises:
+            ValueError: for lengths that are no integers of at least 1 or exceed `time_max_frames`, and for an
+                `overlap` out of range.
+        """
+        windows = Windows(
+            view_rows=view_rows, view_cols=view_cols, frames=frames, overlap=overlap, alternate=alternate
+        )
+        config = self.unet.config
+        if frames is not None and any(config.time_layers):
+            check_count("frames", frames, config.time_max_frames)
+        self.windows = windows
+
+    def disable_windows(self) -> None:
+        """Has the UNet see the whole grid at once."""
+        self.windows = None
 
     def check_calibration(self) -> None:
         """Has a calibrated scheduler leave its calibration aside, with a warning, where it is for something else."""
@@ -60,7 +100,7 @@ class DenoisingMixin:
             for index, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
-                prediction = self.predict(latents, timestep, prompt_embeds, conditions, guidance_rescale)
+                prediction = self.predict(latents, timestep, prompt_embeds, conditions, guidance_rescale, index)
                 stepped = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)
                 latents, self._clean_latents = stepped[0], stepped[-1]
                 check_finite(latents, index, self.num_timesteps, timestep)
@@ -81,8 +121,9 @@ class DenoisingMixin:
         prompt_embeds: torch.Tensor,
         conditions: dict[str, Any],
         guidance_rescale: float,
+        step: int,
     ) -> torch.Tensor:
-        """What the UNet says of `latents`, guided; of their shape."""
+        """What the UNet says of `latents` at a step of that number, guided; of their shape."""
         inputs = latents
         if self.do_classifier_free_guidance:
             inputs = torch.cat([latents] * 2)
@@ -99,12 +140,24 @@ class DenoisingMixin:
             # The last ones are those of prompts: all that is needed once a callback has switched guidance off.
             added = {name: value[-len(inputs) :] for name, value in conditions["added_cond_kwargs"].items()}
             conditions = conditions | {"added_cond_kwargs": added}
-        prediction = self.unet(inputs, timestep, encoder_hidden_states=prompt_embeds, **conditions).sample
+        evaluate = partial(self.evaluate, timestep, prompt_embeds)
+        if self.windows is None:
+            prediction = evaluate(inputs, conditions)
+        else:
+            prediction = predict_in_windows(evaluate, inputs, conditions, self.windows, step)
         if not self.do_classifier_free_guidance:
             return prediction
         without, with_text = prediction.chunk(2)
         guided = without + self.guidance_scale * (with_text - without)
         return rescaled(guided, with_text, guidance_rescale) if guidance_rescale else guided
+
+    def evaluate(
+        self, timestep: torch.Tensor, prompt_embeds: torch.Tensor, sample: torch.Tensor, conditions: dict[str, Any]
+    ) -> torch.Tensor:
+        """One call of the UNet, with `sample` and `conditions` brought to its device; shape of `sample`."""
+        device = self._execution_device
+        there = {name: value.to(device) if torch.is_tensor(value) else value for name, value in conditions.items()}
+        return self.unet(sample.to(device), timestep, encoder_hidden_states=prompt_embeds, **there).sample
 
 
 def rescaled(guided: torch.Tensor, with_text: torch.Tensor, strength: float) -> torch.Tensor:

@@ -135,8 +135,8 @@ def inpainting_channels(
     """
     factor, config = 2 ** (len(vae.config.block_out_channels) - 1), vae.config
     height, width = (size * factor for size in latents.shape[-2:])
-    grey = vae.encode(torch.zeros(1, 3, height, width, device=latents.device, dtype=vae.dtype)).latent_dist.mode()
-    grey = (grey.to(latents.dtype) - (config.shift_factor or 0.0)) * config.scaling_factor
+    grey = vae.encode(torch.zeros(1, 3, height, width, device=vae.device, dtype=vae.dtype)).latent_dist.mode()
+    grey = (grey.to(latents) - (config.shift_factor or 0.0)) * config.scaling_factor
     grey = grey[:, :, None, None, None].expand(latents.shape)
     if known is None:
         return torch.cat([torch.ones_like(latents[:, :1]), grey], dim=1)

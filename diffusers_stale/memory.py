@@ -3,6 +3,7 @@
 An estimate, not a measurement: within a factor of about two of what was measured (see the constants).
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,22 @@ from typing import Any
 
 import torch
 
+from diffusers_stale.windows import Windows
+
 
 UNET_COPIES = 9
 """Tensors as large as the UNet's widest that live at once, beside its skips. Measured on a CPU (rise of
 the resident set, inflated UNets of 64-128-192 and of 80-160-320-320 channels, 16 to 800 images of 16x16 to 64x64): 5
 to 12."""
+
+UNET_COPIES_IN_PARTS = 1
+"""As above, where layers see a part of the images at a time."""
+
+COPIES_OF_PART = 20
+"""Tensors as large as what a spatial or time layer gets at once that live in it."""
+
+COPIES_OF_VIEWS = 10
+"""Tensors as large as what a view layer gets at once that live in it."""
 
 DECODER_COPIES = 5
 """Tensors as large as the decoder's widest that live at once. Measured likewise (decoders of
@@ -35,16 +47,21 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes beyond the weights: for `denoising`, for `decoding` afterwards, and for the finished `pixels`."""
+    """Bytes beyond the weights: for `denoising`, for `decoding` afterwards, and for the finished `pixels`.
+
+    `kept` are those of latents that windows keep on the CPU.
+    """
 
     denoising: int
     decoding: int
     pixels: int
+    kept: int = 0
 
     def peak(self, device: torch.device) -> int:
         """Bytes needed on `device`: pixels are collected on the CPU, and so count there only."""
-        pixels = self.pixels if device.type == "cpu" else 0
-        return max(self.denoising, self.decoding + pixels)
+        if device.type != "cpu":
+            return max(self.denoising, self.decoding)
+        return self.kept + max(self.denoising, self.decoding + self.pixels)
 
 
 def estimate_memory(
@@ -56,6 +73,8 @@ def estimate_memory(
     decode_chunk_size: int,
     tokens: int = 77,
     itemsize: int = 4,
+    rows_at_once: int | None = None,
+    windows: Windows | None = None,
 ) -> MemoryEstimate:
     """Memory that the pipeline needs beside its weights.
 
@@ -66,31 +85,48 @@ def estimate_memory(
         decode_chunk_size: images that are decoded at once.
         tokens: length of a text.
         itemsize: bytes of a value in the network's dtype.
+        rows_at_once: pixels that layers of the UNet get at once, see `chunking.py`; None for all.
+        windows: into which the grid is cut, if it is.
     """
-    movies, channels, view_rows, view_cols, frames, height, width = latent_shape
-    images = movies * view_rows * view_cols * frames
-    predicted = images * (2 if guided else 1)
+    movies, channels, *grid, height, width = latent_shape
+    images = movies * math.prod(grid)
+    seen = tuple(grid) if windows is None else windows.lengths(tuple(grid))
     latents = 5 * images * channels * height * width * 4
     text = tokens * unet_text_channels(unet_config)
-    unet = predicted * itemsize * (unet_values(unet_config, height, width) + text)
+    values = unet_values(unet_config, (movies * (2 if guided else 1), *seen), height, width, rows_at_once)
+    unet = itemsize * (values + movies * text)
     factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     decoder = min(decode_chunk_size, images) * itemsize * decoder_values(vae_config, height * width)
     pixels = images * 3 * height * width * factor**2 * PIXEL_BYTES
-    return MemoryEstimate(denoising=unet + latents, decoding=decoder + latents, pixels=pixels)
+    kept = 0 if windows is None else latents
+    return MemoryEstimate(denoising=unet + latents - kept, decoding=decoder + latents - kept, pixels=pixels, kept=kept)
 
 
-def unet_values(config: dict[str, Any], height: int, width: int) -> int:
-    """Values that live at once while the UNet predicts one image: its skips, and copies of its widest tensor."""
+def unet_values(
+    config: dict[str, Any], counts: tuple[int, int, int, int], height: int, width: int, rows_at_once: int | None
+) -> int:
+    """Values that live at once while the UNet predicts: its skips, copies of its widest tensor, and a part's own.
+
+    `counts` are movies, view rows, view columns and frames. View layers see all views of a frame, whatever
+    `rows_at_once` says.
+    """
     channels = config["block_out_channels"]
     layers = config["layers_per_block"]
     layers = [layers] * len(channels) if isinstance(layers, int) else layers
     pixels = [-(-height // 2**level) * -(-width // 2**level) for level in range(len(channels))]
+    images, views = math.prod(counts), counts[1] * counts[2]
     skips = channels[0] * pixels[0]
     for level, count in enumerate(channels):
         skips += layers[level] * count * pixels[level] + count * pixels[min(level + 1, len(channels) - 1)]
     below = (*channels[1:], channels[-1])
     widest = max(area * (count + deeper) for area, count, deeper in zip(pixels, channels, below, strict=True))
-    return skips + UNET_COPIES * widest
+    if rows_at_once is None:
+        return images * (skips + UNET_COPIES * widest)
+    of_part = max(
+        count * max(COPIES_OF_PART * min(max(rows_at_once, area), images * area), COPIES_OF_VIEWS * views * area)
+        for area, count in zip(pixels, channels, strict=True)
+    )
+    return images * (skips + UNET_COPIES_IN_PARTS * widest) + of_part
 
 
 def unet_text_channels(config: dict[str, Any]) -> int:
@@ -154,7 +190,7 @@ def check_memory(estimate: MemoryEstimate, device: torch.device) -> None:
     """Raises `ValueError` with the estimate and remedies where `device`, or the host for pixels, has too little."""
     needs = {device: estimate.peak(device)}
     if device.type != "cpu":
-        needs[torch.device("cpu")] = estimate.pixels
+        needs[torch.device("cpu")] = estimate.pixels + estimate.kept
     for where, need in needs.items():
         free = free_memory(where)
         if free is not None and need > free:

@@ -7,6 +7,7 @@ This file wires text encoder, UNet, scheduler and autoencoder together. Noise ma
 from prompts to embeddings is in `prompting.py`, and what a caller may ask is checked in `pipeline_checks.py`.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,6 +154,13 @@ class StaleDiffusionPipeline(
         return self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
 
     @property
+    def longest_movie(self) -> int | None:
+        """Frames that a movie may have; None for any number, as with windows along time."""
+        any_length = self.windows is not None and self.windows.frames is not None
+        config = self.unet.config
+        return None if any_length or not any(config.time_layers) else config.time_max_frames
+
+    @property
     def vae_scale_factor(self) -> int:
         """Pixels to a latent pixel, along height and along width."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -194,7 +202,7 @@ class StaleDiffusionPipeline(
         prompts = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, text_channels(config))
         check_count("view_rows", view_rows)
         check_count("view_cols", view_cols)
-        check_count("num_frames", num_frames, config.time_max_frames if any(config.time_layers) else None)
+        check_count("num_frames", num_frames, self.longest_movie)
         check_count("num_videos_per_prompt", num_videos_per_prompt)
         factor = self.vae_scale_factor
         check_size("height", height, factor)
@@ -245,7 +253,7 @@ class StaleDiffusionPipeline(
         pixels = torch.empty(len(images), config.out_channels, height, width)
         chunks = zip(pixels.split(decode_chunk_size), images.split(decode_chunk_size), strict=True)
         for target, chunk in chunks:
-            target.copy_(self.vae.decode(chunk.to(self.vae.dtype)).sample)
+            target.copy_(self.vae.decode(chunk.to(self._execution_device, self.vae.dtype)).sample)
         if not torch.isfinite(pixels).all():
             raise FloatingPointError(
                 f"Decoded pixels must be finite, got NaN or infinity from the autoencoder in {self.vae.dtype}; run it "
@@ -389,7 +397,9 @@ class StaleDiffusionPipeline(
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         self.check_calibration()
-        self.set_timesteps(num_inference_steps, device, timesteps, sigmas)
+        # With windows the device sees pieces of the grid only, and all else happens on the CPU.
+        home = device if self.windows is None else torch.device("cpu")
+        self.set_timesteps(num_inference_steps, home, timesteps, sigmas)
         if not force:
             self.refuse_beyond_memory(shape, decode_chunk_size, device)
 
@@ -398,7 +408,7 @@ class StaleDiffusionPipeline(
             negative_prompt_embeds, (cross_attention_kwargs or {}).get("scale"),
             **(pooled if takes_pooled_text(self.unet.config) else {}),
         )  # fmt: skip
-        noise = self.prepare_latents(shape, self.unet.dtype, device, generator, latents)
+        noise = self.prepare_latents(shape, self.unet.dtype, home, generator, latents)
         conditions = {
             "view_baseline": baseline,
             "view_spacing": view_spacing,
@@ -407,6 +417,7 @@ class StaleDiffusionPipeline(
         }
         if shown is not None:
             latents_shown, mask = shown.encode(self.vae, len(noise), self.unet.dtype, device, decode_chunk_size)
+            latents_shown, mask = latents_shown.to(home), mask.to(home)
             conditions |= {"known": latents_shown, "known_mask": mask}
         if self.is_inpainting:
             channels = inpainting_channels(
@@ -432,6 +443,7 @@ class StaleDiffusionPipeline(
                 "guidance_rescale": guidance_rescale,
                 "loop": loop,
                 "latents_given": latents is not None,
+                "windows": None if self.windows is None else asdict(self.windows),
                 "pictures_given": 0 if shown is None else int(shown.mask.sum()),
                 "checkpoint": checkpoint_name(self.config.get("_name_or_path"), self.unet.config.get("_name_or_path")),
                 "dtype": str(self.unet.dtype).removeprefix("torch."),
@@ -461,5 +473,7 @@ class StaleDiffusionPipeline(
             decode_chunk_size=decode_chunk_size,
             tokens=self.tokenizer.model_max_length,
             itemsize=self.unet.dtype.itemsize,
+            rows_at_once=self.unet.chunking(device).rows,
+            windows=self.windows,
         )
         check_memory(estimate, device)

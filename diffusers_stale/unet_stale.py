@@ -28,7 +28,7 @@ from diffusers_stale.axes import (
     unfold,
     view_coordinates,
 )
-from diffusers_stale.chunking import EVERYTHING, Chunking, in_parts
+from diffusers_stale.chunking import Chunking, in_parts
 from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable, of_levels, view_layer_types_of_levels
 from diffusers_stale.unet_layers import Conditions, NewLayerOptions, StaleDownBlock, StaleMidBlock, StaleUpBlock
 from diffusers_stale.unet_switches import SwitchesMixin
@@ -153,7 +153,6 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         check_inflatable(dict(self.config))
         check_count("time_max_frames", time_max_frames)
         self.sample_size = sample_size
-        self.forward_chunking: Chunking | None = None
         self.register_to_config(
             view_layer_types=view_layer_types_of_levels(view_layer_types, len(block_out_channels)),
             time_layers=of_levels("time_layers", time_layers, len(block_out_channels)),
@@ -253,6 +252,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         encoder_hidden_states: torch.Tensor,
         view_baseline: float | torch.Tensor = 1.0,
         view_spacing: float = 1.0,
+        view_centre: tuple[float, float] = (0.0, 0.0),
         loop: bool = False,
         known: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
@@ -271,6 +271,8 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             encoder_hidden_states: text, shape `(batch, tokens, cross_attention_dim)`.
             view_baseline: factor on the distance of cameras, and so on disparity; one for all, or of shape `(batch,)`.
             view_spacing: distance of neighbouring views in trained view steps; 0.5 for a grid twice as dense.
+            view_centre: row and column, in trained view steps, where the middle of this grid stands: not at 0 where it
+                is a window of a larger one.
             loop: time is a circle, the last frame is followed by the first; time layers cost as many times as much as
                 there are frames.
             known: clean latents of what is known, of the shape of `sample` but with `out_channels` channels; what they
@@ -287,7 +289,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             ValueError: for a sample, timestep, text, or condition of wrong shape, or a movie that is too long.
         """
         axis_sizes = self.check_inputs(sample, encoder_hidden_states)
-        grid = self.view_grid(sample, view_baseline, view_spacing)
+        grid = self.view_grid(sample, view_baseline, view_spacing, view_centre)
         time_embedding = self.embed_conditions(
             sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs
         )
@@ -332,37 +334,6 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         at_once = chunking.count(hidden_states.shape[2] * hidden_states.shape[3])
         return in_parts(layer, hidden_states, at_once)
 
-    def enable_forward_chunking(self, chunk_size: int | None = None) -> None:
-        """Has layers see a part of the movies at a time, which takes less memory, and leaves results as they are.
-
-        In inference layers by themselves get parts of a size that suits the device; see `chunking.py`.
-
-        Args:
-            chunk_size: so many images (frames of a view) at a time, in training too; time layers get as many pixels,
-                view layers whole frames of all views. None for what happens by itself.
-
-        Raises:
-            ValueError: for a `chunk_size` that is no integer of at least 1.
-        """
-        if chunk_size is not None:
-            check_count("chunk_size", chunk_size)
-        self.forward_chunking = None if chunk_size is None else Chunking(images=chunk_size)
-
-    def disable_forward_chunking(self) -> None:
-        """Has every layer see all images at once."""
-        self.forward_chunking = EVERYTHING
-
-    def chunking(self, device: torch.device) -> Chunking:
-        """How much layers get at once in the coming call.
-
-        Unless asked for, nothing is cut while gradients are wanted, which keep all that was made anyway, or compiled,
-        since a graph holds each part.
-        """
-        if self.forward_chunking is not None:
-            return self.forward_chunking
-        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        return EVERYTHING if whole else Chunking.automatic(device)
-
     def check_inputs(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor) -> dict[str, int]:
         """Length of every axis of `sample`; raises `ValueError` where sample or text do not fit the network."""
         axis_sizes = sizes(check_light_field(sample, "sample"))
@@ -404,7 +375,13 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         mask = known_mask.to(sample.dtype).expand(shape)
         return fold(torch.cat([torch.where(mask > 0, known.to(sample.dtype), 0.0), mask], dim=1), IMAGE_AXES)
 
-    def view_grid(self, sample: torch.Tensor, view_baseline: float | torch.Tensor, view_spacing: float) -> ViewGrid:
+    def view_grid(
+        self,
+        sample: torch.Tensor,
+        view_baseline: float | torch.Tensor,
+        view_spacing: float,
+        view_centre: tuple[float, float],
+    ) -> ViewGrid:
         """The grid of `sample`, with the signed physical coordinates of its cameras."""
         axis_sizes = sizes(sample)
         baseline = torch.as_tensor(view_baseline, dtype=torch.float32, device=sample.device)
@@ -416,8 +393,8 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         if not view_spacing > 0:
             raise ValueError(f"`view_spacing` must be greater than 0, got {view_spacing}; 1 is the trained spacing.")
         rows, cols = (
-            view_coordinates(axis_sizes[name], view_spacing, device=sample.device) * baseline.reshape(-1, 1)
-            for name in ("view_rows", "view_cols")
+            (view_coordinates(axis_sizes[name], view_spacing, sample.device) + centre) * baseline.reshape(-1, 1)
+            for name, centre in zip(("view_rows", "view_cols"), view_centre, strict=True)
         )
         grid_axes = {name: axis_sizes[name] for name in ("batch", "view_rows", "view_cols", "frames")}
         return ViewGrid(**grid_axes, row_coordinates=rows, col_coordinates=cols)

@@ -1,4 +1,5 @@
-"""Switches of the 5D UNet that users of diffusers' 2D UNet know: attention processors, fused projections, FreeU.
+"""Switches of the 5D UNet that users of diffusers' 2D UNet know: attention processors, fused projections,
+FreeU, forward chunking.
 
 Each does to the spatial layers what `UNet2DConditionModel`'s of the same name does; what it does to time and view
 layers is said where it is not the same. No switch changes a parameter's name, so checkpoints do not know of them.
@@ -6,14 +7,19 @@ layers is said where it is not the same. No switch changes a parameter's name, s
 
 from typing import Any
 
+import torch
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 
+from diffusers_stale.axes import check_count
+from diffusers_stale.chunking import EVERYTHING, Chunking
 from diffusers_stale.view_layers import ViewAttnProcessor
 
 
 class SwitchesMixin(AttentionMixin):
     """What can be switched on a `StaleUNet5DConditionModel` between its construction and its calls."""
+
+    forward_chunking: Chunking | None = None
 
     def set_attn_processor(self, processor: Any) -> None:
         """Sets the processors of attention layers.
@@ -89,3 +95,34 @@ class SwitchesMixin(AttentionMixin):
         """Undoes `enable_freeu`."""
         for block in self.up_blocks:
             block.freeu = None
+
+    def enable_forward_chunking(self, chunk_size: int | None = None) -> None:
+        """Has layers see a part of the movies at a time, which takes less memory, and leaves results as they are.
+
+        In inference layers by themselves get parts of a size that suits the device; see `chunking.py`.
+
+        Args:
+            chunk_size: so many images (frames of a view) at a time, in training too; time layers get as many pixels,
+                view layers whole frames of all views. None for what happens by itself.
+
+        Raises:
+            ValueError: for a `chunk_size` that is no integer of at least 1.
+        """
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
+        self.forward_chunking = None if chunk_size is None else Chunking(images=chunk_size)
+
+    def disable_forward_chunking(self) -> None:
+        """Has every layer see all images at once."""
+        self.forward_chunking = EVERYTHING
+
+    def chunking(self, device: torch.device) -> Chunking:
+        """How much layers get at once in the coming call.
+
+        Unless asked for, nothing is cut while gradients are wanted, which keep all that was made anyway, or compiled,
+        since a graph holds each part.
+        """
+        if self.forward_chunking is not None:
+            return self.forward_chunking
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return EVERYTHING if whole else Chunking.automatic(device)

@@ -41,6 +41,7 @@ ROOM_OF_MODULE = {
     "prompting": "pipeline",
     "registration": "pipeline",
     "stable_diffusion": "pipeline",
+    "windows": "pipeline",
     "calibration": "scheduling_stale",
     "entropic_steps": "scheduling_stale",
     "noise_levels": "scheduling_stale",
