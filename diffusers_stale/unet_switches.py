@@ -1,5 +1,4 @@
-"""Switches of the 5D UNet that users of diffusers' 2D UNet know: attention processors, fused projections,
-FreeU, forward chunking.
+"""Switches of the 5D UNet that users of diffusers' know: attention processors, fused projections, FreeU, chunks.
 
 Each does to the spatial layers what `UNet2DConditionModel`'s of the same name does; what it does to time and view
 layers is said where it is not the same. No switch changes a parameter's name, so checkpoints do not know of them.

@@ -1,4 +1,4 @@
-"""Memory that stays flat: layers that see parts, windows that slide over the grid, and that results stay as they are."""
+"""Memory that stays flat: layers that see parts, windows that slide over the grid; and results that stay the same."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ TINY = {
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
 SHAPE = (2, 4, 2, 3, 5, 6, 8)
-GRIDS = {"view_rows": 5, "view_cols": 4, "num_frames": 7}
+GRIDS = {"view_rows": 4, "view_cols": 3, "num_frames": 5}
 
 
 def tiny_unet(awake: bool = True, **changes) -> StaleUNet5DConditionModel:
@@ -102,7 +102,7 @@ def test_chunking_says_how_many_images_layers_get():
     of_resnets, of_view_layers = images_seen(unet, ResnetBlock2D), images_seen(unet, EpipolarViewLayer)
     unet.enable_forward_chunking(2)
     run(unet)
-    assert set(of_resnets) == {1, 2}
+    assert set(of_resnets) == {2}
     assert set(of_view_layers) == {6}, "view layers need all views of a frame, and get one frame"
     for seen in (of_resnets, of_view_layers):
         seen.clear()
@@ -294,7 +294,7 @@ def generate(pipeline, windows: dict | None, **changes) -> torch.Tensor:
     pipeline.disable_windows()
     if windows is not None:
         pipeline.enable_windows(**windows)
-    request = {**GRIDS, "num_inference_steps": 3, "output_type": "latent", "generator": seeded()}
+    request = {**GRIDS, "num_inference_steps": 2, "output_type": "latent", "generator": seeded()}
     return pipeline("a brown horse", **(request | changes)).light_fields
 
 
@@ -316,19 +316,24 @@ def fresh(pipeline):
 def test_one_window_over_all_is_none(make_pipeline):
     pipeline = exchanging(make_pipeline())
     plain = generate(pipeline, None, guidance_rescale=0.5)
-    windows = {"view_rows": 5, "view_cols": 4, "frames": 7}
+    windows = {"view_rows": 4, "view_cols": 3, "frames": 5}
     assert torch.equal(generate(pipeline, windows, guidance_rescale=0.5), plain)
-    assert torch.equal(
-        generate(pipeline, windows, guidance_rescale=0.5, loop=True).isfinite().all(), torch.tensor(True)
-    )
-    smaller = generate(pipeline, {"view_rows": 3, "view_cols": 3, "frames": 4}, guidance_rescale=0.5)
+    loop = generate(pipeline, None, loop=True)
+    assert torch.equal(generate(pipeline, windows, loop=True), loop)
+    smaller = generate(pipeline, {"view_rows": 3, "view_cols": 2, "frames": 5}, guidance_rescale=0.5)
     assert not torch.allclose(smaller, plain, atol=1e-4), "windows must count, or this test sees nothing"
 
 
 @pytest.mark.parametrize(
-    "scheduler", [StaleScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler]
+    ("scheduler", "guidance_scale"),
+    [
+        (StaleScheduler, 1.0),
+        (StaleScheduler, 3.0),
+        (DDIMScheduler, 3.0),
+        (DPMSolverMultistepScheduler, 3.0),
+        (EulerAncestralDiscreteScheduler, 1.0),
+    ],
 )
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_without_exchange_windows_change_nothing(make_pipeline, scheduler, guidance_scale):
     pipeline = fresh(make_pipeline())
     if scheduler is not StaleScheduler:
@@ -348,13 +353,13 @@ def test_memory_of_the_network_does_not_grow_with_the_number_of_windows(make_pip
     called = []
     pipeline.unet.register_forward_pre_hook(lambda *_: called.append(1))
     found = []
-    for grid in ({"view_rows": 3, "view_cols": 3, "num_frames": 4}, {"view_rows": 6, "view_cols": 9, "num_frames": 8}):
+    for grid in ({"view_rows": 3, "view_cols": 3, "num_frames": 4}, {"view_rows": 3, "view_cols": 9, "num_frames": 8}):
         largest.clear(), called.clear()
         generate(pipeline, {"view_rows": 3, "view_cols": 3, "frames": 4}, num_inference_steps=1, **grid)
         found.append((max(largest), len(called)))
     (small, few), (large, many) = found
     assert small == large
-    assert (few, many) == (1, 18)
+    assert (few, many) == (1, 6)
 
 
 def test_movies_longer_than_the_network_has_positions_for(make_pipeline):
@@ -406,7 +411,8 @@ def test_estimate_counts_windows_and_parts():
     assert estimate(9).denoising > 6 * estimate(3).denoising
     whole = estimate_memory(unet, vae, (1, 4, 3, 3, 16, 16, 16), guided=True, decode_chunk_size=4)
     assert estimate(3).denoising < 0.5 * whole.denoising
-    assert estimate(3).peak(torch.device("cuda")) < estimate(3).peak(torch.device("cpu"))
+    in_windows = estimate(9, windows=windows)
+    assert in_windows.peak(torch.device("cpu")) == in_windows.peak(torch.device("cuda")) + in_windows.kept
 
 
 def test_estimate_agrees_with_what_is_measured():
