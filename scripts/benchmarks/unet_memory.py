@@ -1,0 +1,122 @@
+"""Memory and seconds of the 5D UNet as grids grow: all at once, in parts (as by itself), and in windows.
+
+    python scripts/benchmarks/unet_memory.py --network barnyard --grids 3x3x8 5x5x8 9x9x8 9x9x32
+    python scripts/benchmarks/unet_memory.py --network stable-diffusion-1.5 --size 8 --grids 3x3x1 3x3x2 3x3x4 5x5x4
+
+One evaluation of the network for each grid, in a process of its own, without guidance. `whole`: no layer is cut;
+`parts`: forward chunking as it happens by itself; `windows`: besides, windows of `--window`, from the CPU and back.
+Memory is the rise of the resident set above the loaded network that has predicted one image, at the highest; the
+exponent is the slope of its logarithm over that of the number of images. Linux only.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import torch
+from unet import WIDTHS, PeakOfMemory
+
+from diffusers_stale.hub import load_pipeline
+from diffusers_stale.unet_stale import StaleUNet5DConditionModel
+from diffusers_stale.windows import Windows, predict_in_windows
+
+
+MODES = ("whole", "parts", "windows")
+TOKENS = 77
+
+
+def grid_of(text: str) -> tuple[int, int, int]:
+    rows, cols, frames = map(int, text.split("x"))
+    return rows, cols, frames
+
+
+def network_of(name: str, frames: int) -> StaleUNet5DConditionModel:
+    if name == "barnyard":
+        return load_pipeline("barnyard").unet.float()
+    widths = WIDTHS[name]
+    with torch.device("meta"):  # (a gigaparameter takes a minute to initialise as it should be, and seconds like this)
+        network = StaleUNet5DConditionModel(
+            block_out_channels=widths["channels"],
+            cross_attention_dim=widths["text"],
+            attention_head_dim=widths["heads"],
+            time_max_frames=max(frames, 32),
+        )
+    network.to_empty(device="cpu")
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data.uniform_(-0.02, 0.02)
+    return network
+
+
+@torch.no_grad()
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """One grid in one mode, in this process."""
+    grid, mode = grid_of(arguments.grids[0]), arguments.mode
+    window = grid_of(arguments.window)
+    network = network_of(arguments.network, grid[2]).eval()
+    if mode == "whole":
+        network.disable_forward_chunking()
+    text = torch.randn(1, TOKENS, network.config.cross_attention_dim)
+    windows = Windows(view_rows=window[0], view_cols=window[1], frames=window[2])
+
+    def evaluate(grid: tuple[int, int, int]) -> None:
+        sample = torch.randn(1, network.config.in_channels, *grid, arguments.size, arguments.size)
+        told = {"loop": False, "view_spacing": 1.0}
+        if mode == "windows":
+            predict_in_windows(lambda piece, told: network(piece, 500, text, **told).sample, sample, told, windows, 0)
+        else:
+            network(sample, 500, text, **told)
+
+    evaluate((1, 1, 1))
+    started, worked = time.perf_counter(), time.process_time()
+    with PeakOfMemory(torch.device("cpu")) as peak:
+        evaluate(grid)
+    seconds, core_seconds = time.perf_counter() - started, time.process_time() - worked
+    return {"seconds": seconds, "core_seconds": core_seconds, "bytes": peak.bytes}
+
+
+def exponent(images: list[int], figures: list[float]) -> float:
+    """Slope of a straight line through the logarithms, by least squares."""
+    across, up = ([math.log(value) for value in values] for values in (images, figures))
+    middle = sum(across) / len(across)
+    return sum((x - middle) * y for x, y in zip(across, up, strict=True)) / sum((x - middle) ** 2 for x in across)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=("barnyard", *WIDTHS), default="barnyard")
+    parser.add_argument("--grids", nargs="+", default=["3x3x8", "5x5x8", "9x9x8"], help="rows x columns x frames")
+    parser.add_argument("--size", type=int, default=16, help="height and width of latents")
+    parser.add_argument("--window", default="3x3x8")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--mode", choices=MODES, help="measure only the first grid, here, and print the figures")
+    arguments = parser.parse_args()
+    if arguments.mode:
+        print(json.dumps(measure(arguments)))
+        return
+    print(f"{arguments.network}, latents of {arguments.size} x {arguments.size}, windows of {arguments.window}")
+    print("| grid | images | " + " | ".join(f"{mode}: MiB, s, core-s" for mode in arguments.modes) + " |", flush=True)
+    images = [math.prod(grid_of(grid)) for grid in arguments.grids]
+    memory: dict[str, list[float]] = {mode: [] for mode in arguments.modes}
+    for grid, count in zip(arguments.grids, images, strict=True):
+        cells = []
+        for mode, found in memory.items():
+            command = [sys.executable, __file__, "--mode", mode, "--network", arguments.network, "--grids", grid]
+            command += ["--size", str(arguments.size), "--window", arguments.window]
+            lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+            figures = json.loads(lines[-1])
+            found.append(figures["bytes"])
+            cells.append(f"{figures['bytes'] / 2**20:.0f}, {figures['seconds']:.1f}, {figures['core_seconds']:.1f}")
+        print(f"| {grid} | {count} | " + " | ".join(cells) + " |", flush=True)
+    cells = [f"{exponent(images, found):.2f}" for found in memory.values()]
+    print("| exponent | | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
