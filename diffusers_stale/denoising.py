@@ -121,7 +121,7 @@ class DenoisingMixin:
         prompt_embeds: torch.Tensor,
         conditions: dict[str, Any],
         guidance_rescale: float,
-        step: int,
+        step: int = 0,
     ) -> torch.Tensor:
         """What the UNet says of `latents` at a step of that number, guided; of their shape."""
         inputs = latents

@@ -359,7 +359,7 @@ def test_memory_of_the_network_does_not_grow_with_the_number_of_windows(make_pip
         found.append((max(largest), len(called)))
     (small, few), (large, many) = found
     assert small == large
-    assert (few, many) == (1, 6)
+    assert (few, many) == (1, 8)
 
 
 def test_movies_longer_than_the_network_has_positions_for(make_pipeline):
