@@ -5,8 +5,9 @@
 
 One evaluation of the network for each grid, in a process of its own, without guidance. `whole`: no layer is cut;
 `parts`: forward chunking as it happens by itself; `windows`: besides, windows of `--window`, from the CPU and back.
-Memory is the rise of the resident set above the loaded network that has predicted one image, at the highest; the
-exponent is the slope of its logarithm over that of the number of images. Linux only.
+Memory is the network's: the rise of the resident set above the loaded network that has predicted one image, at the
+highest, less the noise and the prediction themselves (which windows keep on the CPU). The exponent is the slope of its
+logarithm over that of the number of images. Linux only.
 """
 
 import argparse
@@ -78,7 +79,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     with PeakOfMemory(torch.device("cpu")) as peak:
         evaluate(grid)
     seconds, core_seconds = time.perf_counter() - started, time.process_time() - worked
-    return {"seconds": seconds, "core_seconds": core_seconds, "bytes": peak.bytes}
+    values = math.prod(grid) * arguments.size**2 * (network.config.in_channels + network.config.out_channels)
+    return {"seconds": seconds, "core_seconds": core_seconds, "bytes": peak.bytes - 4 * values}
 
 
 def exponent(images: list[int], figures: list[float]) -> float:
