@@ -17,6 +17,7 @@ GPU, of allocated memory. Linux only.
 import argparse
 import gc
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -179,12 +180,16 @@ def in_a_process(arguments: argparse.Namespace, network: str, widths: str, size:
     command += ["--grid", *map(str, arguments.grid), "--calls", str(arguments.calls)]
     command += ["--device", arguments.device, "--dtype", arguments.dtype, "--threads", str(arguments.threads)]
     command += ["--backward"] * arguments.backward + ["--one-movie"] * arguments.one_movie
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if ended.returncode:
+        print(f"{network} ended with {ended.returncode} (-9: killed, as when memory is short)", flush=True)
+        return dict.fromkeys(("seconds", "core_seconds", "bytes"), math.inf)
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def compare(arguments: argparse.Namespace, widths: str, size: int) -> None:
     """Prints a table of all networks, and our ratios to the best of the others."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in NETWORKS}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("StaleUNet5DConditionModel", *arguments.against)}
     for _ in range(arguments.repeats):
         for name, found in runs.items():
             found.append(in_a_process(arguments, name, widths, size))
@@ -196,7 +201,8 @@ def compare(arguments: argparse.Namespace, widths: str, size: int) -> None:
     }
     for name, figures in best.items():
         print(
-            f"| {name} | {figures['seconds']:.2f} | {figures['core_seconds']:.2f} | {figures['bytes'] / 2**20:.0f} |"
+            f"| {name} | {figures['seconds']:.2f} | {figures['core_seconds']:.2f} | {figures['bytes'] / 2**20:.0f} |",
+            flush=True,
         )
     ours, *others = best.values()
     ratios = {key: ours[key] / min(figures[key] for figures in others) for key in ours}
@@ -215,6 +221,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 for as many as there are cores")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--against", nargs="+", choices=list(NETWORKS)[1:], default=list(NETWORKS)[1:])
     parser.add_argument("--network", choices=NETWORKS, help="measure only this one, here, and print the figures")
     arguments = parser.parse_args()
     if arguments.network:
