@@ -137,6 +137,10 @@ SHARE = f"""
 """Makes the link of all fields, puts it into the address bar and the clipboard, and returns it."""
 
 
+READ = "() => { document.body.dataset.link = 'read'; }"
+"""Says to other programs in the browser that the settings of the link have been taken over."""
+
+
 def start_download(element_id: str) -> str:
     """JavaScript that clicks the link of the download button `element_id`, once it has one."""
     return f"""

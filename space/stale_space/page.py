@@ -66,11 +66,13 @@ def build_page(studio: Studio, results: Results, limits: Limits) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Create", id="create"):
                 controls = _create_tab(desk)
-            with gr.Tab("Compare schedulers", id="compare"):
+            with gr.Tab("Compare", id="compare"):
                 _compare_tab(desk)
-            with gr.Tab("Your own light field", id="upload"):
+            with gr.Tab("Upload", id="upload"):
                 _upload_tab(desk)
-        page.load(desk.read_link, None, [*controls.values()], api_visibility="private", show_progress="hidden")
+        page.load(desk.read_link, None, [*controls.values()], api_visibility="private", show_progress="hidden").then(
+            None, None, None, js=look.READ, api_visibility="private"
+        )
     page.queue(max_size=limits.queue, default_concurrency_limit=1)
     return page
 
@@ -132,15 +134,7 @@ def _create_tab(desk: Desk) -> dict[str, Any]:
         show_progress_on=[panel.stage],
         api_visibility="private",
     )
-    cancel.click(
-        lambda: look.waiting("Cancelled. Nothing was kept."),
-        None,
-        [panel.stage],
-        cancels=[made],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    _cancels(cancel, made, panel.stage, look.waiting("Cancelled. Nothing was kept."))
     gallery.select(
         desk.show_again,
         [recent],
@@ -229,15 +223,7 @@ def _compare_tab(desk: Desk) -> None:
         show_progress_on=[stage],
         api_visibility="private",
     )
-    cancel.click(
-        lambda: look.done("Cancelled."),
-        None,
-        [stage],
-        cancels=[compared],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    _cancels(cancel, compared, stage, look.done("Cancelled."))
 
 
 def _upload_tab(desk: Desk) -> None:
@@ -302,6 +288,13 @@ def _control(name: str, field: Field, value: Any = None, prefix: str = "", **lay
 def _video(label: str, element_id: str) -> gr.Video:
     return gr.Video(
         label=label, elem_id=element_id, interactive=False, autoplay=True, loop=True, buttons=[], min_width=140
+    )
+
+
+def _cancels(button: gr.Button, event: Any, stage: gr.HTML, said: str) -> None:
+    """Has `button` end `event`; what is `said` comes after that, so that no late step is shown instead."""
+    button.click(None, None, None, cancels=[event], queue=False, api_visibility="private").then(
+        lambda: said, None, [stage], queue=False, show_progress="hidden", api_visibility="private"
     )
 
 
