@@ -30,8 +30,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 FIELDS = ("prompt", "seed", "steps", "guidance", "view_rows", "view_cols", "frames", "baseline", "loop", "joy")
 SMALL = {
-    **{"prompt": '"a white cow"', "seed": "0", "steps": "1", "guidance": "1", "view_rows": "1", "view_cols": "1"},
-    **{"frames": "1", "baseline": "1", "loop": "false", "joy": "false"},
+    "prompt": '"a white cow"',
+    "seed": "0",
+    "steps": "1",
+    "guidance": "1",
+    "view_rows": "1",
+    "view_cols": "1",
+    "frames": "1",
+    "baseline": "1",
+    "loop": "false",
+    "joy": "false",
 }
 """The smallest movie, as JSON texts."""
 
