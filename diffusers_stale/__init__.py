@@ -10,12 +10,14 @@ from diffusers_stale.checkpoints import checkpoint_path
 from diffusers_stale.inflation import inflate_unet2d
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.light_field.displays import DISPLAYS
-from diffusers_stale.light_field.picture_files import VIEWS_OF_A_MOVIE, write_picture
+from diffusers_stale.light_field.picture_files import write_picture
+from diffusers_stale.light_field.projections import PROJECTIONS
 from diffusers_stale.light_field.quilt import quilt_views
 from diffusers_stale.light_field.viewer import viewer_html
 from diffusers_stale.memory import estimate_memory
 from diffusers_stale.pipeline_output import StaleDiffusionPipelineOutput
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.pipeline_stale_xl import StaleDiffusionXLPipeline
 from diffusers_stale.registration import register
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
@@ -24,7 +26,7 @@ from diffusers_stale.version import __version__
 
 __all__ = [
     "DISPLAYS",
-    "VIEWS_OF_A_MOVIE",
+    "PROJECTIONS",
     "CameraGrid",
     "DiffusionPipeline",
     "LightField",
@@ -32,6 +34,7 @@ __all__ = [
     "SchedulerMixin",
     "StaleDiffusionPipeline",
     "StaleDiffusionPipelineOutput",
+    "StaleDiffusionXLPipeline",
     "StaleScheduler",
     "StaleUNet5DConditionModel",
     "__version__",

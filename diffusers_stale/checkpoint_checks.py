@@ -26,7 +26,16 @@ LIBRARIES = {"diffusers": diffusers, "diffusers_stale": diffusers_stale, "transf
 
 MODEL_CLASSES = (diffusers.ModelMixin, transformers.PreTrainedModel)
 PART_CLASSES = (*MODEL_CLASSES, diffusers.SchedulerMixin, transformers.PreTrainedTokenizerBase)
-PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+PARTS_OF_PIPELINES = {
+    "StaleDiffusionPipeline": ("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+    "StaleDiffusionXLPipeline": (
+        "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler",
+    ),
+}  # fmt: skip
+"""Parts of the checkpoints of each kind of pipeline that an index may name."""
+
+PARTS = PARTS_OF_PIPELINES["StaleDiffusionXLPipeline"]
+"""Every part that any of them has."""
 
 FLOATS = {"F16", "BF16", "F32", "F64"}
 """Dtypes of weights, in the words of safetensors."""
@@ -64,15 +73,16 @@ def check_index(path: Path) -> dict[str, type]:
     """
     index = read_json(path)
     kind = index.get("_class_name")
-    if kind != "StaleDiffusionPipeline":
+    if kind not in PARTS_OF_PIPELINES:
         remedy = "load it with the pipeline that it names"
         if index.get("unet") == ["diffusers", "UNet2DConditionModel"]:
             remedy = "inflate a Stable Diffusion checkpoint with StaleDiffusionPipeline.from_stable_diffusion"
-        raise ValueError(f"{path} must name a StaleDiffusionPipeline, got {kind!r}; {remedy}.")
-    missing = [part for part in PARTS if part not in index]
+        raise ValueError(f"{path} must name a {' or '.join(PARTS_OF_PIPELINES)}, got {kind!r}; {remedy}.")
+    parts = PARTS_OF_PIPELINES[kind]
+    missing = [part for part in parts if part not in index]
     if missing:
-        raise ValueError(f"{path} must name {', '.join(PARTS)}, got none for {', '.join(missing)}; save it again.")
-    return {part: _part_class(path, part, index[part]) for part in PARTS}
+        raise ValueError(f"{path} must name {', '.join(parts)}, got none for {', '.join(missing)}; save it again.")
+    return {part: _part_class(path, part, index[part]) for part in parts}
 
 
 def _part_class(path: Path, part: str, entry: Any) -> type:

@@ -83,8 +83,22 @@ class DenoisingMixin:
         guidance_rescale: float,
     ) -> torch.Tensor:
         """What the UNet says of `latents`, guided; of their shape."""
-        inputs = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
+        inputs = latents
+        if self.do_classifier_free_guidance:
+            inputs = torch.cat([latents] * 2)
+            # Numbers are for all movies, tensors hold something of each.
+            conditions = {
+                name: torch.cat([value] * 2) if isinstance(value, torch.Tensor) else value
+                for name, value in conditions.items()
+            }
         inputs = self.scheduler.scale_model_input(inputs, timestep)
+        if "inpainting" in conditions:
+            conditions = dict(conditions)
+            inputs = torch.cat([inputs, conditions.pop("inpainting")], dim=1)
+        if "added_cond_kwargs" in conditions:
+            # The last ones are those of prompts: all that is needed once a callback has switched guidance off.
+            added = {name: value[-len(inputs) :] for name, value in conditions["added_cond_kwargs"].items()}
+            conditions = conditions | {"added_cond_kwargs": added}
         prediction = self.unet(inputs, timestep, encoder_hidden_states=prompt_embeds, **conditions).sample
         if not self.do_classifier_free_guidance:
             return prediction

@@ -21,18 +21,26 @@ from diffusers_stale.checkpoint_checks import (
     check_config,
     check_index,
     check_loaded,
+    read_json,
     stored_values,
     weight_files,
 )
+from diffusers_stale.checkpoint_origin import EXPORTED, SHIPPED
 from diffusers_stale.checkpoints import checkpoint_path
+from diffusers_stale.manifest import MANIFEST
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.pipeline_stale_xl import StaleDiffusionXLPipeline
+from diffusers_stale.text_encoding import check_texts
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Dtypes that a pipeline can run in, by name."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-FETCHED = ["README.md", *(f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "safetensors", "txt"))]
+FETCHED = [
+    "README.md", MANIFEST, SHIPPED, EXPORTED,
+    *(f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "safetensors", "txt")),
+]  # fmt: skip
 """What is fetched from the Hub beside the index: no pickles, no code."""
 
 
@@ -111,10 +119,21 @@ def load_pipeline(
             raise FileNotFoundError(f"{folder / part} is missing: copy the whole checkpoint folder.")
         if issubclass(part_class, MODEL_CLASSES):
             check_config(folder / part, part_class)
-    pipeline = StaleDiffusionPipeline(**{part: _load(folder / part, kind, dtype) for part, kind in classes.items()})
+    parts = {part: _load(folder / part, kind, dtype) for part, kind in classes.items()}
+    if "text_encoder_2" in parts:
+        zeros = bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True))
+        pipeline = StaleDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
+    else:
+        pipeline = StaleDiffusionPipeline(**parts, default_negative_prompt=default_negative_prompt(folder))
     # Movies record where they come from: the checkpoint as it was called.
     pipeline.register_to_config(_name_or_path=str(checkpoint))
     return pipeline.to(device)
+
+
+def default_negative_prompt(folder: Path) -> str:
+    """What the checkpoint in `folder` has guidance lead away from by default; older ones say nothing, which is ""."""
+    text = read_json(folder / INDEX).get("default_negative_prompt", "")
+    return check_texts("default_negative_prompt", text)[0]
 
 
 def _load(folder: Path, part_class: type, dtype: torch.dtype) -> Any:

@@ -15,7 +15,7 @@ from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable, of_level
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
 
-NEW_MODULES = ("motion_modules", "view_layers", "view_embedding")
+NEW_MODULES = ("motion_modules", "view_layers", "view_embedding", "known_in")
 """Names of modules that no 2D UNet has; every parameter below one of them is new."""
 
 NEW_OPTIONS = tuple(
@@ -37,9 +37,10 @@ def inflate_unet2d(
     the parent where it is needed unchanged.
 
     Args:
-        unet2d: any 2D UNet of the Stable Diffusion family, without adapters (fuse or unload LoRAs first).
+        unet2d: any 2D UNet of the Stable Diffusion family, without adapters (fuse or unload LoRAs first); its
+            attention processors, FreeU and gradient checkpointing are taken over.
         motion_adapter: AnimateDiff's, for this kind of UNet; its weights are copied, and it decides on all options of
-            time layers. Where it has none in the middle block (versions 2 and 3), the one there stays at zero output.
+            time layers. Where it has none in the middle block (versions 1 and 3), the one there stays at zero output.
         new_layer_options: among `NEW_OPTIONS`; see `StaleUNet5DConditionModel`.
 
     Returns:
@@ -61,9 +62,8 @@ def inflate_unet2d(
     with torch.device("meta"):
         unet = StaleUNet5DConditionModel(**spatial_config, **new_layer_options)
     move_weights(unet2d, unet)
-    unet.add_new_layers()
-    for module in new_modules(unet):
-        module.to(device=unet2d.device, dtype=unet2d.dtype)
+    unet.add_new_layers(unet2d.device, unet2d.dtype)
+    take_over_switches(unet2d, unet)
     if motion_adapter is not None:
         load_motion_adapter(unet, motion_adapter)
     return unet.train(unet2d.training)
@@ -78,8 +78,23 @@ def move_weights(unet2d: UNet2DConditionModel, unet: StaleUNet5DConditionModel) 
     if missing or left_over or empty:
         raise ValueError(
             "Every weight of `unet2d` must have its place in the 5D UNet, and every place its weight; left over: "
-            f"{left_over or 'none'}, lacking: {sorted({*missing, *empty}) or 'none'}; fuse or unload adapters first."
+            f"{left_over or 'none'}, lacking: {sorted({*missing, *empty}) or 'none'}; fuse or unload adapters first, "
+            "and unfuse projections."
         )
+
+
+def take_over_switches(unet2d: UNet2DConditionModel, unet: StaleUNet5DConditionModel) -> None:
+    """Has `unet` use the attention processors of `unet2d`, and FreeU and gradient checkpointing as that does."""
+    ours, theirs = unet.attn_processors, unet2d.attn_processors
+    unet.set_attn_processor(
+        ours | {name: processor for name, processor in theirs.items() if type(processor) is not type(ours[name])}
+    )
+    first = unet2d.up_blocks[0]
+    freeu = {name: getattr(first, name, None) for name in ("s1", "s2", "b1", "b2")}
+    if all(freeu.values()):
+        unet.enable_freeu(**freeu)
+    if unet2d.is_gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
 
 
 def with_adapter_options(
@@ -95,9 +110,9 @@ def with_adapter_options(
             f"`motion_adapter` must be a diffusers.MotionAdapter, got {type(motion_adapter).__name__}; load one."
         )
     config, levels = motion_adapter.config, len(spatial_config["block_out_channels"])
+    check_adapter_channels(motion_adapter, tuple(spatial_config["block_out_channels"]))
     # Each must have these values for every block.
     wanted = {
-        "block_out_channels": spatial_config["block_out_channels"],
         "motion_layers_per_block": of_levels("layers_per_block", spatial_config["layers_per_block"], levels),
         "motion_transformer_layers_per_block": (1,) * levels,
         "motion_num_attention_heads": of_levels("heads", config.motion_num_attention_heads, levels)[:1] * levels,
@@ -119,12 +134,30 @@ def with_adapter_options(
         "time_max_frames": config.motion_max_seq_length,
         "time_double_self_attention": True,
         "time_activation_fn": "geglu",
-        "time_norm_num_groups": config.motion_norm_num_groups,
+        # None: that of the UNet, as `UNetMotionModel` has it whatever the adapter's configuration says.
+        "time_norm_num_groups": None,
     }
     clashing = sorted(set(decided) & set(new_layer_options))
     if clashing:
         raise ValueError(f"`motion_adapter` decides on {', '.join(decided)}; leave out {', '.join(clashing)}.")
     return new_layer_options | decided
+
+
+def check_adapter_channels(motion_adapter: MotionAdapter, expected: tuple[int, ...]) -> None:
+    """Raises `ValueError` naming the first layer of `motion_adapter` that has not the UNet's channels at its level."""
+    got = tuple(motion_adapter.config.block_out_channels)
+    remedy = "take an adapter made for this kind of UNet (AnimateDiff v1 to v3 for Stable Diffusion 1.5)"
+    if len(got) != len(expected):
+        raise ValueError(
+            f"`motion_adapter` must have {len(expected)} levels, of {expected} channels, got {len(got)}, of {got}; "
+            f"{remedy}."
+        )
+    for level, (channels, wanted) in enumerate(zip(got, expected, strict=True)):
+        if channels != wanted:
+            raise ValueError(
+                f"`down_blocks.{level}.motion_modules.0` of `motion_adapter` must have {wanted} channels, as this "
+                f"UNet has at that level, got {channels}; {remedy}."
+            )
 
 
 def one_for_all(value: Any, levels: int) -> tuple:
@@ -150,11 +183,6 @@ def load_motion_adapter(unet: StaleUNet5DConditionModel, motion_adapter: MotionA
             "Every weight of `motion_adapter` must have its place in the UNet, and every time layer its weights; left "
             f"over: {left_over or 'none'}, lacking: {lacking or 'none'}; take an adapter made for this kind of UNet."
         )
-
-
-def new_modules(unet: StaleUNet5DConditionModel) -> list[torch.nn.Module]:
-    """The outermost modules that the 2D parent does not have."""
-    return [module for name, module in unet.named_modules() if name.rpartition(".")[2] in NEW_MODULES]
 
 
 def is_new_parameter(name: str) -> bool:

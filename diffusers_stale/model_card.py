@@ -41,7 +41,7 @@ def model_card(
         name: of the checkpoint.
         about: Markdown that only a person can write: what it is for, and its limits.
         folder: the checkpoint.
-        reports: training reports by stage, as `training.stages.collect_reports` gives them.
+        reports: training reports by stage, as `training.reports.collect_reports` gives them.
         evaluations: what runs of `scripts/evaluate.py` wrote to `report.json`: of a large model, one run may measure
             time and another one views.
     """

@@ -11,6 +11,7 @@ import torch
 from diffusers import SchedulerMixin
 from diffusers.configuration_utils import FrozenDict
 
+from diffusers_stale.added_conditions import pooled_text_channels
 from diffusers_stale.axes import AXES
 from diffusers_stale.text_encoding import check_texts, describe
 
@@ -166,24 +167,32 @@ def check_finite(latents: torch.Tensor, index: int, steps: int, timestep: torch.
         )
 
 
-def check_network(unet_config: FrozenDict, latent_channels: int) -> None:
-    """Checks that the network can be fed from a sentence alone, with the latents of the autoencoder."""
-    if unet_config.in_channels != latent_channels:
+def check_network(unet_config: FrozenDict, latent_channels: int, pooled_channels: int | None = None) -> None:
+    """Checks that the network can be fed from a sentence alone, with the latents of the autoencoder.
+
+    `pooled_channels` are those of a second text encoder's pooled text; None where there is none.
+    """
+    if unet_config.in_channels not in (latent_channels, 2 * latent_channels + 1):
         raise ValueError(
-            f"The UNet must take the autoencoder's {latent_channels} latent channels, got "
-            f"`in_channels={unet_config.in_channels}`; inpainting and other image-conditioned networks cannot be "
-            "used by this pipeline: load a text-to-image one."
+            f"The UNet must take the autoencoder's {latent_channels} latent channels (or, for inpainting, "
+            f"{2 * latent_channels + 1}), got `in_channels={unet_config.in_channels}`; upscalers, depth-to-image and "
+            "other image-conditioned networks cannot be used by this pipeline: load a text-to-image one."
         )
     needs = {
-        "addition_embed_type": (None, "text"),
+        "addition_embed_type": (None, "text", "text_time"),
         "class_embed_type": (None,),
         "num_class_embeds": (None, 0),
-        "time_cond_proj_dim": (None,),
     }
     for key, supported in needs.items():
         if unet_config.get(key) not in supported:
             raise ValueError(
-                f"The UNet must need nothing but a text, got `{key}={unet_config[key]!r}` (SDXL, class-conditioned "
-                "and guidance-distilled networks need more than this pipeline gives); load a network of the Stable "
-                "Diffusion 1 or 2 kind."
+                f"The UNet must need nothing but a text, got `{key}={unet_config[key]!r}` (class-conditioned networks "
+                "need more than this pipeline gives); load a network of the Stable Diffusion 1, 2 or XL kind."
             )
+    needed = pooled_text_channels(unet_config)
+    if needed != pooled_channels:
+        raise ValueError(
+            f"The UNet takes {needed or 'no'} channels of pooled text, got {pooled_channels or 'none'} from the text "
+            "encoders; StaleDiffusionXLPipeline is for networks of the SDXL kind (not for its refiner, which refines "
+            "pictures), StaleDiffusionPipeline for all others."
+        )

@@ -3,8 +3,8 @@
 Nearest relative: diffusers' `AnimateDiffPipeline`. Unlike it, a movie has two view axes beside time, its pixels are
 decoded in chunks and collected on the CPU, and what comes out is a `LightField` that knows its cameras and its origin.
 
-This file wires text encoder, UNet, scheduler and autoencoder together. Noise mathematics is the scheduler's, text
-encoding `text_encoding.py`'s, and what a caller may ask is checked in `pipeline_checks.py` and `memory.py`.
+This file wires text encoder, UNet, scheduler and autoencoder together. Noise mathematics is the scheduler's, the way
+from prompts to embeddings is in `prompting.py`, and what a caller may ask is checked in `pipeline_checks.py`.
 """
 
 from pathlib import Path
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, MotionAdapter
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
-from diffusers.utils import USE_PEFT_BACKEND
-from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from diffusers_stale.added_conditions import Size, added_conditions, check_added, takes_pooled_text
 from diffusers_stale.axes import IMAGE_AXES, axis_index, check_count, check_light_field, fold, sizes, unfold
 from diffusers_stale.denoising import Callback, DenoisingMixin
+from diffusers_stale.known_pictures import Picture, Video, inpainting_channels, known_pictures
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.memory import check_memory, estimate_memory
 from diffusers_stale.pipeline_checks import (
@@ -42,9 +42,9 @@ from diffusers_stale.pipeline_output import (
     light_fields,
     origins,
 )
+from diffusers_stale.prompting import PromptingMixin
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.stable_diffusion import load_parts
-from diffusers_stale.text_encoding import check_texts, encode_tokens, tokenize, warn_of_cuts
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
 
@@ -52,7 +52,7 @@ OutputType = Literal["light_field", "pt", "np", "latent"]
 
 
 class StaleDiffusionPipeline(
-    DenoisingMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+    DenoisingMixin, PromptingMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 ):
     """Text to light-field movie.
 
@@ -62,6 +62,8 @@ class StaleDiffusionPipeline(
         tokenizer: of the text encoder.
         unet: predicts what the scheduler asks for.
         scheduler: a `StaleScheduler`, or any scheduler of diffusers with the UNet's `prediction_type`.
+        default_negative_prompt: what guidance leads away from where no negative prompt is given. Checkpoints that were
+            trained to (`hinge_caption`, the crying-joy hinge of arXiv 2404.01079) have the token of tears of joy here.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -74,14 +76,13 @@ class StaleDiffusionPipeline(
         tokenizer: CLIPTokenizer,
         unet: StaleUNet5DConditionModel,
         scheduler: StaleScheduler,
+        default_negative_prompt: str = "",
     ):
         super().__init__()
-        loaded_in_half = text_encoder is not None and text_encoder.dtype == torch.float16
-        if loaded_in_half and unet is not None and unet.dtype == torch.float32:
-            # Where no dtype is asked for, transformers keeps that of the file and diffusers takes float32. All parts
-            # must agree, so that a checkpoint makes the same movies from memory and from its half-precision file.
-            text_encoder.float()
+        self.agree_on_dtype(text_encoder, unet)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        if default_negative_prompt:
+            self.register_to_config(default_negative_prompt=default_negative_prompt)
         self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
 
     @classmethod
@@ -98,10 +99,13 @@ class StaleDiffusionPipeline(
         local_files_only: bool = False,
         new_layer_options: dict[str, Any] | None = None,
     ) -> "StaleDiffusionPipeline":
-        """A pipeline whose UNet is inflated from a Stable Diffusion 1 or 2 checkpoint: same picture in every view.
+        """A pipeline whose UNet is inflated from a Stable Diffusion checkpoint: same picture in every view.
+
+        For one of the SDXL kind it is a `StaleDiffusionXLPipeline`.
 
         Args:
-            path_or_repo: folder or Hub id with the subfolders `vae, text_encoder, tokenizer, unet, scheduler`.
+            path_or_repo: folder or Hub id with the subfolders `vae, text_encoder, tokenizer, unet, scheduler`, and
+                `text_encoder_2, tokenizer_2` for SDXL.
             motion_adapter: an AnimateDiff motion adapter, or the folder or Hub id of one, for the time layers.
             torch_dtype: of the weights; None for float32.
             variant: of the weight files, such as `"fp16"`.
@@ -113,7 +117,12 @@ class StaleDiffusionPipeline(
         """
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         dtype = torch_dtype or torch.float32
-        return cls(**load_parts(path_or_repo, motion_adapter, dtype, variant, hub, new_layer_options or {}))
+        parts = load_parts(path_or_repo, motion_adapter, dtype, variant, hub, new_layer_options or {})
+        if "text_encoder_2" not in parts:
+            return cls(**parts)
+        from diffusers_stale.pipeline_stale_xl import StaleDiffusionXLPipeline  # here, since it builds on this file
+
+        return StaleDiffusionXLPipeline(**parts)
 
     @property
     def guidance_scale(self) -> float:
@@ -122,8 +131,11 @@ class StaleDiffusionPipeline(
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether each movie is predicted twice, with its prompt and with its negative prompt."""
-        return self._guidance_scale > 1
+        """Whether each movie is predicted twice, with its prompt and with its negative prompt.
+
+        Never by networks that guidance was distilled into: they are told its strength instead.
+        """
+        return self._guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None
 
     @property
     def num_timesteps(self) -> int:
@@ -134,6 +146,11 @@ class StaleDiffusionPipeline(
     def interrupt(self) -> bool:
         """Whether to skip all further steps; set from a callback through `_interrupt`."""
         return self._interrupt
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet was inflated from an inpainting one, and takes a mask and masked latents besides."""
+        return self.unet.config.in_channels == 2 * self.vae.config.latent_channels + 1
 
     @property
     def vae_scale_factor(self) -> int:
@@ -173,7 +190,7 @@ class StaleDiffusionPipeline(
             latent height, latent width)`.
         """
         config = self.unet.config
-        check_network(config, self.vae.config.latent_channels)
+        check_network(config, self.vae.config.latent_channels, self.pooled_channels)
         prompts = check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, text_channels(config))
         check_count("view_rows", view_rows)
         check_count("view_cols", view_cols)
@@ -185,56 +202,10 @@ class StaleDiffusionPipeline(
         movies = prompts * num_videos_per_prompt
         check_generator(generator, movies)
         grid = (view_rows, view_cols, num_frames)
-        shape = (movies, config.in_channels, *grid, height // factor, width // factor)
+        shape = (movies, self.vae.config.latent_channels, *grid, height // factor, width // factor)
         if latents is not None:
             check_latents(latents, shape)
         return prompts, shape
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        device: torch.device | None = None,
-        num_videos_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        lora_scale: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the UNet is told, each of shape `(prompts * num_videos_per_prompt, tokens, channels)`.
-
-        The second is that of negative prompts (empty ones, where none are given); None without guidance.
-        """
-        device = device or self._execution_device
-        lora_scale = lora_scale if USE_PEFT_BACKEND else None
-        if lora_scale is not None:
-            # Read by diffusers' LoRA loader.
-            self._lora_scale = lora_scale
-            scale_lora_layers(self.text_encoder, lora_scale)
-        try:
-            if prompt_embeds is None:
-                prompt_embeds = self.encode_texts("prompt", check_texts("prompt", prompt), device)
-            if do_classifier_free_guidance and negative_prompt_embeds is None:
-                negatives = check_texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
-                negatives = negatives * len(prompt_embeds) if len(negatives) == 1 else negatives
-                negative_prompt_embeds = self.encode_texts("negative_prompt", negatives, device)
-        finally:
-            if lora_scale is not None:
-                unscale_lora_layers(self.text_encoder, lora_scale)
-        texts = (prompt_embeds, negative_prompt_embeds if do_classifier_free_guidance else None)
-        return tuple(
-            None if text is None else text.to(device, self.unet.dtype).repeat_interleave(num_videos_per_prompt, dim=0)
-            for text in texts
-        )
-
-    def encode_texts(self, name: str, texts: list[str], device: torch.device) -> torch.Tensor:
-        """Embeddings of `texts`, `(texts, tokens, channels)`; logs what was too long, as the argument `name`."""
-        words = self.tokenizer.added_tokens_encoder
-        if any(f"{word}_1" in words for word in words):
-            # Textual inversions of several vectors, which diffusers numbers.
-            texts = self.maybe_convert_prompt(texts, self.tokenizer)
-        warn_of_cuts(self.tokenizer, name, texts)
-        return encode_tokens(self.text_encoder, tokenize(self.tokenizer, texts).to(device))
 
     def prepare_latents(
         self,
@@ -320,6 +291,11 @@ class StaleDiffusionPipeline(
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
+        pooled_prompt_embeds: torch.Tensor | None = None,
+        negative_pooled_prompt_embeds: torch.Tensor | None = None,
+        original_size: Size = None,
+        crops_coords_top_left: Size = None,
+        target_size: Size = None,
         output_type: OutputType = "light_field",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
@@ -329,6 +305,10 @@ class StaleDiffusionPipeline(
         force: bool = False,
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
+        image: Picture | None = None,
+        video: Video | None = None,
+        known: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
     ) -> StaleDiffusionPipelineOutput | tuple[list[LightField] | torch.Tensor | np.ndarray]:
         """Makes a movie for each prompt.
 
@@ -349,6 +329,9 @@ class StaleDiffusionPipeline(
             generator: of the noise; a list of one for each movie makes each the same as it would be alone.
             latents: noise to begin with, `(batch, channels, view_rows, view_cols, frames, latent height and width)`.
             prompt_embeds, negative_prompt_embeds: `(prompts, tokens, channels)`, in place of texts.
+            pooled_prompt_embeds, negative_pooled_prompt_embeds: `(prompts, channels)`, along with those; SDXL only.
+            original_size, crops_coords_top_left, target_size: what SDXL is told of the picture, in pixels down and to
+                the right; None for `height` and `width`, and for no crop.
             output_type: `"light_field"`, `"pt"`, `"np"` or `"latent"`; see `StaleDiffusionPipelineOutput`.
             return_dict: whether to return a `StaleDiffusionPipelineOutput` instead of a tuple.
             callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`; returns
@@ -358,12 +341,21 @@ class StaleDiffusionPipeline(
             decode_chunk_size: images that are decoded at once.
             force: try even if memory will probably not suffice.
             timesteps, sigmas: of sampling, in place of `num_inference_steps`, if the scheduler takes them.
+            image: the first frame of the middle view, which all movies go on from; PIL, an array or a tensor, see
+                `KnownPictures.from_video`. Only for a UNet with `known_conditioning`, or inflated from an inpainting
+                one, as are the following.
+            video: the first frames of the middle view, which is to become a light field.
+            known: pixels in [-1, 1], `(1, 3, view_rows, view_cols, frames, height, width)`, where some are known.
+            known_mask: bool, `(view_rows, view_cols, frames)`, true where `known` is known.
 
         Raises:
             ValueError: for a request that is unsound, or too large for the memory that is free.
             FloatingPointError: as soon as latents or pixels are not finite; names the step.
         """
         height, width = self.default_size(height, width)
+        if negative_prompt is None and negative_prompt_embeds is None:
+            # Here, so that movies record it; none at all where it is empty.
+            negative_prompt = self.config.get("default_negative_prompt")
         prompts, shape = self.check_inputs(
             prompt, negative_prompt, view_rows, view_cols, num_frames, height, width, num_videos_per_prompt, generator,
             prompt_embeds, negative_prompt_embeds, latents,
@@ -376,6 +368,24 @@ class StaleDiffusionPipeline(
         check_count("decode_chunk_size", decode_chunk_size)
         check_choice("output_type", output_type, ("light_field", "pt", "np", "latent"))
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        shown = known_pictures(
+            image, video, known, known_mask, (view_rows, view_cols, num_frames), height, width,
+            self.unet.config.get("known_conditioning", False) or self.is_inpainting,
+        )  # fmt: skip
+        pooled = {
+            "pooled_prompt_embeds": pooled_prompt_embeds,
+            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
+        }
+        picture = {
+            "original_size": original_size,
+            "crops_coords_top_left": crops_coords_top_left,
+            "target_size": target_size,
+        }
+        check_added(
+            self.unet.config,
+            {**pooled, **picture},
+            {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds},
+        )
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
         self.check_calibration()
@@ -385,7 +395,8 @@ class StaleDiffusionPipeline(
 
         texts = self.encode_prompt(
             prompt, device, num_videos_per_prompt, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
-            negative_prompt_embeds, lora_scale=(cross_attention_kwargs or {}).get("scale"),
+            negative_prompt_embeds, (cross_attention_kwargs or {}).get("scale"),
+            **(pooled if takes_pooled_text(self.unet.config) else {}),
         )  # fmt: skip
         noise = self.prepare_latents(shape, self.unet.dtype, device, generator, latents)
         conditions = {
@@ -394,11 +405,24 @@ class StaleDiffusionPipeline(
             "loop": loop,
             "cross_attention_kwargs": cross_attention_kwargs,
         }
+        if shown is not None:
+            latents_shown, mask = shown.encode(self.vae, len(noise), self.unet.dtype, device, decode_chunk_size)
+            conditions |= {"known": latents_shown, "known_mask": mask}
+        if self.is_inpainting:
+            channels = inpainting_channels(
+                self.vae, noise, conditions.pop("known", None), conditions.pop("known_mask", None)
+            )
+            conditions |= {"inpainting": channels}
+        size = (height, width)
+        picture_sizes = (original_size or size, crops_coords_top_left or (0, 0), target_size or size)
+        conditions |= added_conditions(self.unet.config, guidance_scale, texts[0], texts[2:], picture_sizes)
         denoised = self.denoise(
-            noise, *texts, conditions, guidance_rescale, generator, callback_on_step_end,
+            noise, *texts[:2], conditions, guidance_rescale, generator, callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )  # fmt: skip
 
+        if shown is not None:
+            denoised = torch.where(mask > 0, latents_shown, denoised)
         movies = self.output_of(denoised, output_type, decode_chunk_size)
         if output_type == "light_field":
             cameras = CameraGrid(view_rows=view_rows, view_cols=view_cols, spacing=view_spacing, baseline=baseline)
@@ -408,6 +432,7 @@ class StaleDiffusionPipeline(
                 "guidance_rescale": guidance_rescale,
                 "loop": loop,
                 "latents_given": latents is not None,
+                "pictures_given": 0 if shown is None else int(shown.mask.sum()),
                 "checkpoint": checkpoint_name(self.config.get("_name_or_path"), self.unet.config.get("_name_or_path")),
                 "dtype": str(self.unet.dtype).removeprefix("torch."),
             }

@@ -6,7 +6,7 @@ This file knows tokenizers and text encoders, no noise and no movie.
 import logging
 
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,17 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 def encode_tokens(text_encoder: CLIPTextModel, input_ids: torch.Tensor) -> torch.Tensor:
     """What the UNet is told about a text: the last hidden state `(batch, tokens, channels)`, padding not masked."""
     return text_encoder(input_ids).last_hidden_state
+
+
+def encode_penultimate(
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection, input_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What SDXL is told: the last hidden state but one, `(batch, tokens, channels)`, and the first output.
+
+    That is the pooled text, `(batch, channels)`, of a `CLIPTextModelWithProjection`, and counts for such a one only.
+    """
+    output = text_encoder(input_ids, output_hidden_states=True)
+    return output.hidden_states[-2], output[0]
 
 
 def check_texts(name: str, texts: str | list[str]) -> list[str]:

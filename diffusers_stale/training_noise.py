@@ -121,6 +121,34 @@ class TrainingNoiseMixin:
             return errors
         return errors * (alphas / sigmas).square() if kind == "sample" else errors * alphas.square()
 
+    def noise_of(self, prediction: torch.Tensor, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The noise that a `prediction` of `prediction_type` about `sample` means, float32, `(batch, ...)`."""
+        alphas, sigmas = self._levels_like(sample, timesteps)
+        prediction, sample = prediction.float(), sample.float()
+        kind = self.config.prediction_type
+        if kind == "epsilon":
+            return prediction
+        if kind == "sample":
+            return (sample - alphas * prediction) / sigmas
+        # Of flows alpha + sigma is 1, and sample + alpha * (noise - clean) = noise; of v, alpha^2 + sigma^2 is.
+        return sample + alphas * prediction if kind == "flow_prediction" else sigmas * sample + alphas * prediction
+
+    def scale_predicted_noise(
+        self, prediction: torch.Tensor, sample: torch.Tensor, timesteps: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """`prediction` with its noise divided by `scale`: epsilon scaling against exposure bias.
+
+        "Elucidating the exposure bias in diffusion models" (Ning et al. 2024, arXiv 2308.15321, section 5), with the
+        change of the noise in proportion to alpha, so that it is defined where no signal is left: noise * (1 - alpha *
+        (1 - 1 / scale)), and the clean sample follows. A scale of 1 changes nothing. Shape and dtype of `prediction`.
+        """
+        if not scale > 0:
+            raise ValueError(f"`scale` must be above 0, got {scale}; 1 changes nothing.")
+        alphas, sigmas = self._levels_like(sample, timesteps)
+        noise = self.noise_of(prediction, sample, timesteps) * (1 - 1 / scale)
+        factors = {"epsilon": -alphas, "sample": sigmas, "v_prediction": -1.0, "flow_prediction": -(alphas + sigmas)}
+        return (prediction.float() + factors[self.config.prediction_type] * noise).to(prediction.dtype)
+
     def _entropic_rates(self, timesteps: torch.Tensor) -> torch.Tensor:
         """How fast the entropic clock runs at `timesteps`, relative to its mean."""
         lowest, highest = self.process.lowest, self.process.highest

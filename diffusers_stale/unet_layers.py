@@ -11,13 +11,18 @@ Everything works on folded images, `(batch * view_rows * view_cols * frames, cha
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from diffusers.utils.torch_utils import apply_freeu
 from torch import nn
 
+from diffusers_stale.chunking import EVERYTHING, Chunking, joined, parts, parts_within
+from diffusers_stale.shared_text import share_text
 from diffusers_stale.view_layers import VIEW_LAYERS, ViewGrid, zeroed
 
 
@@ -37,8 +42,8 @@ SMALLEST_VIEW_HEAD = 16
 class Conditions(NamedTuple):
     """What every layer of a forward pass is told beside its images.
 
-    `time_embedding` has shape `(images, channels)`, `text` `(images, tokens, channels)`. With `loop` the last frame is
-    followed by the first.
+    `time_embedding` has shape `(images, channels)`, `text` `(movies, tokens, channels)`. With `loop` the last frame is
+    followed by the first. `chunking` says how much layers get at once.
     """
 
     time_embedding: torch.Tensor
@@ -46,6 +51,15 @@ class Conditions(NamedTuple):
     grid: ViewGrid
     cross_attention_kwargs: dict[str, Any] | None
     loop: bool = False
+    chunking: Chunking = EVERYTHING
+
+    def text_of_images(self) -> torch.Tensor:
+        """The text of each image, for layers that cannot share one; shape `(images, tokens, channels)`."""
+        return self.text.repeat_interleave(len(self.time_embedding) // len(self.text), dim=0)
+
+    def of_part(self, movies: slice, images: slice) -> "Conditions":
+        """What spatial layers are to be told of some of the images, which belong to some of the movies."""
+        return self._replace(time_embedding=self.time_embedding[images], text=self.text[movies])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,8 @@ class StaleBlock(nn.Module):
         super().__init__()
         self.resnets = block.resnets
         self.attentions = getattr(block, "attentions", None)
+        if self.attentions is not None:
+            share_text(self.attentions)
         self.motion_count = motion_count
         self.channels = channels
         self.gradient_checkpointing = False
@@ -100,13 +116,47 @@ class StaleBlock(nn.Module):
             return self._gradient_checkpointing_func(layer, *arguments)
         return layer(*arguments)
 
+    def by_images(
+        self,
+        layer: Callable[..., torch.Tensor],
+        images: tuple[torch.Tensor, ...],
+        conditions: Conditions,
+    ) -> torch.Tensor:
+        """`layer`, which knows no neighbours, over some of the images (of each of several tensors) at a time.
+
+        It is called with the images and, last, what it is to be told of them; never with images of a part of one movie
+        and a part of another.
+        """
+        total, movies = len(images[0]), len(conditions.text)
+        at_once = conditions.chunking.count(images[0].shape[2] * images[0].shape[3])
+        results = (
+            (part, layer(*(one[part] for one in images), conditions.of_part(some, part)))
+            for some, part in parts_within(movies, total // movies, at_once)
+        )
+        return joined(results, total)
+
+    def resolve(self, index: int, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """Resnet `index`."""
+        return self.run(self.resnets[index], hidden_states, conditions.time_embedding)
+
+    def see(self, index: int, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """Resnet `index` and the 2D attention after it."""
+        hidden_states = self.resolve(index, hidden_states, conditions)
+        return self.attend(index, hidden_states, conditions)
+
     def attend(self, index: int, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """2D attention after resnet `index`, if the block has any (it does its own checkpointing)."""
         if self.attentions is None:
             return hidden_states
         attention = self.attentions[index]
         if isinstance(attention, Attention):
-            return attention(hidden_states)
+            if attention.added_kv_proj_dim is None:
+                return attention(hidden_states)
+            return attention(
+                hidden_states,
+                encoder_hidden_states=conditions.text_of_images(),
+                **(conditions.cross_attention_kwargs or {}),
+            )
         return attention(
             hidden_states,
             encoder_hidden_states=conditions.text,
@@ -118,10 +168,13 @@ class StaleBlock(nn.Module):
         """Time layer `index`: mixes frames, which are the innermost folded axis, of each view and pixel."""
         if self.motion_modules is None:
             return hidden_states
-        no_text, no_timestep, no_labels = None, None, None
         frames, time_layer = conditions.grid.frames, self.motion_modules[index]
 
         def moved(images: torch.Tensor) -> torch.Tensor:
+            lines = conditions.chunking.lines(images, frames)
+            if lines is not None and not torch.is_grad_enabled():
+                return moved_in_parts(time_layer, images, frames, lines)
+            no_text, no_timestep, no_labels = None, None, None
             return self.run(time_layer, images, no_text, no_timestep, no_labels, frames)
 
         return circular(moved, hidden_states, frames) if conditions.loop else moved(hidden_states)
@@ -129,12 +182,39 @@ class StaleBlock(nn.Module):
     def exchange(self, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """View layers of the block: mix views of each frame."""
         for view_layer in self.view_layers or ():
-            hidden_states = self.run(view_layer, hidden_states, conditions.grid)
+            hidden_states = self.exchange_in_parts(view_layer, hidden_states, conditions)
         return hidden_states
+
+    def exchange_in_parts(
+        self, view_layer: nn.Module, hidden_states: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        """`view_layer` over some frames of one movie at a time."""
+        grid = conditions.grid
+        views = grid.view_rows * grid.view_cols
+        at_once = conditions.chunking.frames(hidden_states, views)
+        if at_once is None or at_once >= grid.batch * grid.frames:
+            return self.run(view_layer, hidden_states, grid)
+        light_field = hidden_states.unflatten(0, (grid.batch, views, grid.frames))
+        results = []
+        whole = None if hidden_states.requires_grad else torch.empty_like(light_field)
+        for movie in range(grid.batch):
+            for part in parts(grid.frames, at_once):
+                some = light_field[movie, :, part]
+                seen = self.run(view_layer, some.flatten(0, 1), grid.of_part(movie, some.shape[1]))
+                seen = seen.unflatten(0, some.shape[:2])
+                if whole is None:
+                    results.append(seen)
+                else:
+                    whole[movie, :, part] = seen
+        if whole is None:
+            each = len(results) // grid.batch
+            movies = [torch.cat(results[each * movie : each * (movie + 1)], dim=1) for movie in range(grid.batch)]
+            whole = torch.stack(movies)
+        return whole.flatten(0, 2)
 
 
 class StaleDownBlock(StaleBlock):
-    """`DownBlock2D`, `CrossAttnDownBlock2D` or `AttnDownBlock2D` with time and view layers."""
+    """One of `unet_config.DOWN_BLOCKS` with time and view layers."""
 
     def __init__(self, block: nn.Module, options: NewLayerOptions):
         super().__init__(block, len(block.resnets), block.resnets[-1].out_channels, options)
@@ -146,58 +226,82 @@ class StaleDownBlock(StaleBlock):
         """Images, and what the up blocks are to get of them."""
         skips = ()
         last = len(self.resnets) - 1
-        for index, resnet in enumerate(self.resnets):
-            hidden_states = self.run(resnet, hidden_states, conditions.time_embedding)
-            hidden_states = self.attend(index, hidden_states, conditions)
+        for index in range(len(self.resnets)):
+            hidden_states = self.by_images(partial(self.see, index), (hidden_states,), conditions)
             hidden_states = self.move(index, hidden_states, conditions)
             if index == last:
                 hidden_states = self.exchange(hidden_states, conditions)
             skips += (hidden_states,)
         for downsampler in self.downsamplers or ():
-            hidden_states = downsampler(hidden_states)
+            hidden_states = self.by_images(partial(resample, downsampler), (hidden_states,), conditions)
             skips += (hidden_states,)
         return hidden_states, skips
 
 
 class StaleMidBlock(StaleBlock):
-    """`UNetMidBlock2DCrossAttn` or `UNetMidBlock2D` with time and view layers."""
+    """One of `unet_config.MID_BLOCKS` with time and view layers."""
 
     def __init__(self, block: nn.Module, options: NewLayerOptions):
         super().__init__(block, len(block.attentions), block.resnets[-1].out_channels, options)
 
     def forward(self, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        hidden_states = self.run(self.resnets[0], hidden_states, conditions.time_embedding)
-        for index, resnet in enumerate(self.resnets[1:]):
-            hidden_states = self.attend(index, hidden_states, conditions)
+        hidden_states = self.by_images(partial(self.resolve, 0), (hidden_states,), conditions)
+        for index in range(len(self.resnets) - 1):
+            hidden_states = self.by_images(partial(self.attend, index), (hidden_states,), conditions)
             hidden_states = self.move(index, hidden_states, conditions)
-            hidden_states = self.run(resnet, hidden_states, conditions.time_embedding)
+            hidden_states = self.by_images(partial(self.resolve, index + 1), (hidden_states,), conditions)
         return self.exchange(hidden_states, conditions)
 
 
 class StaleUpBlock(StaleBlock):
-    """`UpBlock2D`, `CrossAttnUpBlock2D` or `AttnUpBlock2D` with time and view layers."""
+    """One of `unet_config.UP_BLOCKS` with time and view layers.
+
+    `freeu` holds the arguments of diffusers' `apply_freeu`, where it is switched on (see `unet_switches.py`).
+    """
 
     def __init__(self, block: nn.Module, options: NewLayerOptions):
         super().__init__(block, len(block.resnets), block.resnets[-1].out_channels, options)
         self.upsamplers = block.upsamplers
+        self.freeu: dict[str, float] | None = None
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        skips: tuple[torch.Tensor, ...],
-        conditions: Conditions,
-        upsample_size: tuple[int, int] | None,
+        self, states: list[torch.Tensor], conditions: Conditions, upsample_size: tuple[int, int] | None
     ) -> torch.Tensor:
-        """Images from those of the level below and the `skips` of the down path, of which the last come first."""
-        for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
-            hidden_states = torch.cat([hidden_states, skip], dim=1)
-            hidden_states = self.run(resnet, hidden_states, conditions.time_embedding)
-            hidden_states = self.attend(index, hidden_states, conditions)
+        """Images from `states`: the skips that the block is to take, from the last to the first, after its images.
+
+        States are dropped from the list as soon as they have been used, so that none is kept longer than needed.
+        """
+        states.reverse()
+        hidden_states = states.pop()
+        for index in range(len(self.resnets)):
+            inputs = (hidden_states, states.pop())
+            del hidden_states
+            hidden_states = self.by_images(partial(self.join, index), inputs, conditions)
+            del inputs
             hidden_states = self.move(index, hidden_states, conditions)
         hidden_states = self.exchange(hidden_states, conditions)
         for upsampler in self.upsamplers or ():
-            hidden_states = upsampler(hidden_states, upsample_size)
+            hidden_states = self.by_images(
+                partial(resample, upsampler, size=upsample_size), (hidden_states,), conditions
+            )
         return hidden_states
+
+    def join(
+        self, index: int, hidden_states: torch.Tensor, skip: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        """Resnet `index`, of images and skips, and the 2D attention after it."""
+        if self.freeu is not None:
+            hidden_states, skip = apply_freeu(hidden_states=hidden_states, res_hidden_states=skip, **self.freeu)
+        return self.see(index, torch.cat([hidden_states, skip], dim=1), conditions)
+
+
+def resample(
+    layer: nn.Module, images: torch.Tensor, conditions: Conditions, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Images at another resolution: of that `size`, where an upsampler is told one."""
+    if isinstance(layer, ResnetBlock2D):
+        return layer(images, conditions.time_embedding)
+    return layer(images) if size is None else layer(images, size)
 
 
 def circular(layer: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, frames: int) -> torch.Tensor:
@@ -209,6 +313,31 @@ def circular(layer: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor
     lines, middle = images.unflatten(0, (-1, frames)), frames // 2
     turned = (layer(lines.roll(middle - frame, dims=1).flatten(0, 1)) for frame in range(frames))
     return torch.stack([line.unflatten(0, (-1, frames))[:, middle] for line in turned], dim=1).flatten(0, 1)
+
+
+def moved_in_parts(
+    layer: AnimateDiffTransformer3D, images: torch.Tensor, frames: int, lines_at_once: int
+) -> torch.Tensor:
+    """What `layer` makes of `images`, some views at a time, and of these some lines of pixels through time at a time.
+
+    The same as its own `forward`, whose transformer knows nothing of neighbouring lines; only its normalization does.
+    """
+    channels, height, width = images.shape[1:]
+    whole = torch.empty_like(images)
+    views_at_once = max(lines_at_once // (height * width), 1)
+    movies, results = images.unflatten(0, (-1, frames)), whole.unflatten(0, (-1, frames))
+    for views in parts(len(movies), views_at_once):
+        normed = layer.norm(movies[views].transpose(1, 2))
+        lines = normed.permute(0, 3, 4, 2, 1).reshape(-1, frames, channels)
+        del normed
+        for part in parts(len(lines), lines_at_once):
+            states = layer.proj_in(lines[part])
+            for block in layer.transformer_blocks:
+                states = block(states)
+            lines[part] = layer.proj_out(states)
+        residual = lines.unflatten(0, (-1, height, width)).permute(0, 3, 4, 1, 2)
+        torch.add(movies[views], residual, out=results[views])
+    return whole
 
 
 def time_layer(channels: int, options: NewLayerOptions) -> AnimateDiffTransformer3D:

@@ -16,7 +16,6 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 
 from diffusers_stale.axes import (
@@ -29,8 +28,10 @@ from diffusers_stale.axes import (
     unfold,
     view_coordinates,
 )
+from diffusers_stale.chunking import EVERYTHING, Chunking, in_parts
 from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable, of_levels, view_layer_types_of_levels
 from diffusers_stale.unet_layers import Conditions, NewLayerOptions, StaleDownBlock, StaleMidBlock, StaleUpBlock
+from diffusers_stale.unet_switches import SwitchesMixin
 from diffusers_stale.view_layers import ViewEmbedding, ViewGrid
 
 
@@ -45,7 +46,7 @@ class StaleUNet5DOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts, from a noisy light-field movie, a timestep and a text, what its scheduler wants to know.
 
     All arguments up to `addition_embed_type_num_heads` are those of `diffusers.UNet2DConditionModel`, with the same
@@ -64,6 +65,8 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         time_activation_fn: activation in the time layers: `"gelu"`, or `"geglu"` as in AnimateDiff, whose feed-forward
             layers have half as many weights again.
         time_norm_num_groups: groups of the time layers' normalization; None takes `norm_num_groups`.
+        known_conditioning: whether it can be shown clean latents of views and frames that are known (`known` in
+            `forward`): an image, a video, some views.
 
     Raises:
         ValueError: for blocks and options of a 2D UNet that cannot be inflated, and for view options that do not fit.
@@ -144,11 +147,13 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         time_double_self_attention: bool = False,
         time_activation_fn: Literal["gelu", "geglu"] = "gelu",
         time_norm_num_groups: int | None = None,
+        known_conditioning: bool = False,
     ):
         super().__init__()
         check_inflatable(dict(self.config))
         check_count("time_max_frames", time_max_frames)
         self.sample_size = sample_size
+        self.forward_chunking: Chunking | None = None
         self.register_to_config(
             view_layer_types=view_layer_types_of_levels(view_layer_types, len(block_out_channels)),
             time_layers=of_levels("time_layers", time_layers, len(block_out_channels)),
@@ -180,6 +185,7 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         self.conv_act = spatial.conv_act
         self.conv_out = spatial.conv_out
         self.view_embedding = self.new_view_embedding()
+        self.known_in = self.new_known_in()
 
     @classmethod
     def from_unet2d(cls, unet2d: UNet2DConditionModel, **new_layer_options: Any) -> "StaleUNet5DConditionModel":
@@ -207,16 +213,37 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         """A view embedding as long as the time embedding that the blocks get."""
         return ViewEmbedding(self.down_blocks[0].resnets[0].time_emb_proj.in_features)
 
-    def add_new_layers(self) -> None:
-        """Builds every layer that the 2D parent lacks afresh, with outputs of zero, in place of those there are."""
-        levels = len(self.down_blocks)
-        for level, block in enumerate(self.down_blocks):
+    def new_known_in(self) -> torch.nn.Conv2d | None:
+        """What looks at known latents and their mask, with weights of zero; None without `known_conditioning`."""
+        if not self.config.known_conditioning:
+            return None
+        kernel = self.config.conv_in_kernel
+        layer = torch.nn.Conv2d(
+            self.config.out_channels + 1,
+            self.config.block_out_channels[0],
+            kernel,
+            padding=(kernel - 1) // 2,
+            bias=False,
+        )
+        torch.nn.init.zeros_(layer.weight)
+        return layer
+
+    def add_new_layers(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Builds every layer that the 2D parent lacks afresh, with outputs of zero, in place of those there are.
+
+        Blocks are cast one by one, so that in half precision no more than one is ever held in full.
+        """
+        last = len(self.down_blocks) - 1
+        blocks = [*enumerate(self.down_blocks), *((last - index, block) for index, block in enumerate(self.up_blocks))]
+        blocks += [(last, self.mid_block)] if self.mid_block is not None else []
+        for level, block in blocks:
             block.add_new_layers(self.new_layer_options(level))
-        for index, block in enumerate(self.up_blocks):
-            block.add_new_layers(self.new_layer_options(levels - 1 - index))
-        if self.mid_block is not None:
-            self.mid_block.add_new_layers(self.new_layer_options(levels - 1))
-        self.view_embedding = self.new_view_embedding()
+            for layers in filter(None, (block.motion_modules, block.view_layers)):
+                layers.to(device=device, dtype=dtype)
+        self.view_embedding = self.new_view_embedding().to(device=device, dtype=dtype)
+        self.known_in = self.new_known_in()
+        if self.known_in is not None:
+            self.known_in.to(device=device, dtype=dtype)
 
     @apply_lora_scale("cross_attention_kwargs")
     def forward(
@@ -227,6 +254,8 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         view_baseline: float | torch.Tensor = 1.0,
         view_spacing: float = 1.0,
         loop: bool = False,
+        known: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
         timestep_cond: torch.Tensor | None = None,
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
@@ -244,6 +273,10 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
             view_spacing: distance of neighbouring views in trained view steps; 0.5 for a grid twice as dense.
             loop: time is a circle, the last frame is followed by the first; time layers cost as many times as much as
                 there are frames.
+            known: clean latents of what is known, of the shape of `sample` but with `out_channels` channels; what they
+                are elsewhere does not matter. For networks with `known_conditioning` only.
+            known_mask: 1 where `known` is known and 0 elsewhere, `(batch, 1, view_rows, view_cols, frames, height,
+                width)`, in which every axis may be 1 long and stand for all.
             class_labels: shape `(batch,)` or what `class_embed_type` asks for.
             timestep_cond: shape `(batch, time_cond_proj_dim)`, added to the embedded timestep (guidance embedding).
             added_cond_kwargs: `text_embeds` and `time_ids`, each of first axis `batch`, for `"text_time"` (SDXL).
@@ -260,31 +293,75 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         )
         conditions = Conditions(
             time_embedding=self.embed_views(time_embedding, grid),
-            text=self.text_of_images(encoder_hidden_states, grid),
+            text=self.text_of_movies(encoder_hidden_states),
             grid=grid,
             cross_attention_kwargs=cross_attention_kwargs,
             loop=loop,
+            chunking=self.chunking(sample.device),
         )
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
 
         # From here on every frame of every view is an image: (batch * view_rows * view_cols * frames, ...).
         hidden_states = self.conv_in(fold(sample, IMAGE_AXES))
-        skips = (hidden_states,)
+        if known is not None or known_mask is not None:
+            hidden_states = hidden_states + self.known_in(self.known_images(sample, known, known_mask))
+        skips = [hidden_states]
         for block in self.down_blocks:
             hidden_states, block_skips = block(hidden_states, conditions)
             skips += block_skips
+            del block_skips
         if self.mid_block is not None:
             hidden_states = self.mid_block(hidden_states, conditions)
         odd_sizes = any(axis_sizes[name] % 2 ** (len(self.up_blocks) - 1) for name in ("height", "width"))
         for block in self.up_blocks:
-            block_skips, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            # Only the list holds them, and the block takes them from it, so that each is freed where it is used up.
+            states = [hidden_states, *(skips.pop() for _ in block.resnets)]
+            del hidden_states
             upsample_size = skips[-1].shape[2:] if odd_sizes and skips else None
-            hidden_states = block(hidden_states, block_skips, conditions, upsample_size)
-        if self.conv_norm_out is not None:
-            hidden_states = self.conv_act(self.conv_norm_out(hidden_states))
-        prediction = unfold(self.conv_out(hidden_states), IMAGE_AXES, axis_sizes).contiguous()
+            hidden_states = block(states, conditions, upsample_size)
+        prediction = unfold(self.read_out(hidden_states, conditions.chunking), IMAGE_AXES, axis_sizes).contiguous()
         return StaleUNet5DOutput(sample=prediction) if return_dict else (prediction,)
+
+    def read_out(self, hidden_states: torch.Tensor, chunking: Chunking) -> torch.Tensor:
+        """The prediction for each image; shape `(images, out_channels, height, width)`."""
+
+        def layer(images: torch.Tensor) -> torch.Tensor:
+            return self.conv_out(images if self.conv_norm_out is None else self.conv_act(self.conv_norm_out(images)))
+
+        at_once = chunking.count(hidden_states.shape[2] * hidden_states.shape[3])
+        return in_parts(layer, hidden_states, at_once)
+
+    def enable_forward_chunking(self, chunk_size: int | None = None) -> None:
+        """Has layers see a part of the movies at a time, which takes less memory, and leaves results as they are.
+
+        In inference layers by themselves get parts of a size that suits the device; see `chunking.py`.
+
+        Args:
+            chunk_size: so many images (frames of a view) at a time, in training too; time layers get as many pixels,
+                view layers whole frames of all views. None for what happens by itself.
+
+        Raises:
+            ValueError: for a `chunk_size` that is no integer of at least 1.
+        """
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
+        self.forward_chunking = None if chunk_size is None else Chunking(images=chunk_size)
+
+    def disable_forward_chunking(self) -> None:
+        """Has every layer see all images at once."""
+        self.forward_chunking = EVERYTHING
+
+    def chunking(self, device: torch.device) -> Chunking:
+        """How much layers get at once in the coming call.
+
+        Unless asked for, nothing is cut while gradients are wanted, which keep all that was made anyway, or compiled,
+        since a graph holds each part.
+        """
+        if self.forward_chunking is not None:
+            return self.forward_chunking
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return EVERYTHING if whole else Chunking.automatic(device)
 
     def check_inputs(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor) -> dict[str, int]:
         """Length of every axis of `sample`; raises `ValueError` where sample or text do not fit the network."""
@@ -306,6 +383,26 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
                 f"{tuple(encoder_hidden_states.shape)}; give one text for each movie, not for each view or frame."
             )
         return axis_sizes
+
+    def known_images(
+        self, sample: torch.Tensor, known: torch.Tensor | None, known_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Known latents, zero where unknown, and their mask, image by image; `(images, out_channels + 1, ...)`."""
+        if self.known_in is None:
+            raise ValueError(
+                "`known` must be None for a network without `known_conditioning`, got some; train one with it."
+            )
+        expected = (len(sample), self.config.out_channels, *sample.shape[2:])
+        got = [None if tensor is None else tuple(tensor.shape) for tensor in (known, known_mask)]
+        shape = (expected[0], 1, *expected[2:])
+        fits = None not in got and len(got[1]) == len(shape)
+        if not fits or got[0] != expected or any(n not in (1, most) for n, most in zip(got[1], shape, strict=True)):
+            raise ValueError(
+                f"`known` must have shape {expected} and `known_mask` {shape} (or 1 along some axes), got {got[0]} "
+                f"and {got[1]}; give both, with the axes {AXES}."
+            )
+        mask = known_mask.to(sample.dtype).expand(shape)
+        return fold(torch.cat([torch.where(mask > 0, known.to(sample.dtype), 0.0), mask], dim=1), IMAGE_AXES)
 
     def view_grid(self, sample: torch.Tensor, view_baseline: float | torch.Tensor, view_spacing: float) -> ViewGrid:
         """The grid of `sample`, with the signed physical coordinates of its cameras."""
@@ -388,12 +485,6 @@ class StaleUNet5DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
             of_views = self.time_embed_act(of_views)
         return of_views.flatten(0, 2).repeat_interleave(grid.frames, dim=0)
 
-    def text_of_images(self, encoder_hidden_states: torch.Tensor, grid: ViewGrid) -> torch.Tensor:
-        """The text of each image; shape `(images, tokens, channels)`.
-
-        Each copy is projected to keys and values again by every cross-attention: simple, and just what the 2D network
-        does, at a cost of two linear layers over `images * tokens` in each.
-        """
-        if self.encoder_hid_proj is not None:
-            encoder_hidden_states = self.encoder_hid_proj(encoder_hidden_states)
-        return encoder_hidden_states.repeat_interleave(grid.view_rows * grid.view_cols * grid.frames, dim=0)
+    def text_of_movies(self, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        """The text of each movie as attention sees it; shape `(batch, tokens, channels)`."""
+        return encoder_hidden_states if self.encoder_hid_proj is None else self.encoder_hid_proj(encoder_hidden_states)

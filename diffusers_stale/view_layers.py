@@ -54,6 +54,14 @@ class ViewGrid(NamedTuple):
     row_coordinates: torch.Tensor
     col_coordinates: torch.Tensor
 
+    def of_part(self, movie: int, frames: int) -> "ViewGrid":
+        """The grid of so many frames of one movie."""
+        rows, cols = (
+            coordinates if len(coordinates) == 1 else coordinates[movie : movie + 1]
+            for coordinates in (self.row_coordinates, self.col_coordinates)
+        )
+        return self._replace(batch=1, frames=frames, row_coordinates=rows, col_coordinates=cols)
+
     def axis_sizes(self, images: torch.Tensor) -> dict[str, int]:
         """Length of every axis, for folded `images` of this grid at whichever resolution they have."""
         channels, height, width = images.shape[1:]

@@ -18,8 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffusers_stale.checkpoints import ROOT as CHECKPOINTS
+from diffusers_stale.manifest import write_manifest
 from diffusers_stale.model_card import model_card
-from diffusers_stale.training.stages import REPORT, collect_reports
+from diffusers_stale.training.reports import REPORT, collect_reports
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,7 @@ def main() -> int:
         card = model_card(arguments.name, arguments.about.read_text(), target, reports, evaluations)
         for path in (target / "README.md", ROOT / "model_card.md"):
             path.write_text(card)
+        write_manifest(target)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -47,7 +47,7 @@ def main() -> int:
         config = with_changes(PRESETS[arguments.preset], [*changes, *arguments.set], stages)
         for stage in stages:
             train_stage(stage, config, arguments.output, arguments.resume, parents)
-    except (ValueError, FileNotFoundError, LaunchError) as error:
+    except (ValueError, OSError, FloatingPointError, LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

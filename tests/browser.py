@@ -51,7 +51,7 @@ class Visit:
         return self.page.evaluate(script, argument)
 
     def wait_for(self, script: str, seconds: float = 20.0) -> None:
-        """Until an expression of JavaScript is true (Playwright's own way is forbidden by a page's security policy)."""
+        """Until an expression of JavaScript is true (Playwright's own way needs a weaker security policy)."""
         end = time.monotonic() + seconds
         while not self.page.evaluate(script):
             if time.monotonic() > end:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,7 +25,9 @@ from diffusers_stale.light_field.displays import (
     top_bottom,
     wiggle,
 )
-from diffusers_stale.light_field.picture_files import VIEWS_OF_A_MOVIE, write_picture
+from diffusers_stale.light_field.lenticular import lenticular, view_numbers
+from diffusers_stale.light_field.picture_files import write_picture
+from diffusers_stale.light_field.projections import PROJECTIONS
 from diffusers_stale.light_field.quilt import (
     QUILTS,
     assemble_quilt,
@@ -192,6 +195,43 @@ def test_a_preset_has_enough_views_and_the_shape_of_a_screen(name: str):
     assert QUILTS[name].aspect in (0.75, 9 / 16, 16 / 9)
 
 
+# Lenticular
+
+
+def test_under_each_lens_lies_a_strip_of_every_view_turned_around():
+    """The rightmost strip under a lens is seen from the left."""
+    pixels = noise(1, 4, 1)
+    panel = lenticular(pixels, views=4, panel_width=32)
+    numbers = view_numbers((32, 32), 4, 4.0)
+    assert numbers[1, 0, :8].tolist() == [3, 2, 1, 0, 3, 2, 1, 0]
+    for view in range(4):
+        strips = panel[:, 0, :, 3 - view :: 4]
+        larger = F.interpolate(pixels[:, 0, view, 0][None].float(), (32, 32), mode="bicubic")[0]
+        assert (strips.float() - larger[:, :, 3 - view :: 4].clamp(0, 255)).abs().max() <= 1
+
+
+def test_an_eye_sees_one_view_through_all_lenses():
+    """From one direction every lens shows the strip at one place under it: equal numbers, whatever pitch and slant."""
+    numbers = view_numbers((60, 600), 6, 7.3, slant=0.31, offset=1.7, subpixels=True)
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(600.0), indexing="ij")
+    for colour, place in enumerate((-1 / 3, 0.0, 1 / 3)):
+        under = ((x + 0.5 + place - 0.31 * y - 1.7) / 7.3) % 1.0
+        for view in range(6):
+            centre = (5 - view + 0.5) / 6
+            seen = numbers[colour][(under - centre).abs() < 0.07]
+            assert (seen == view).all()
+    shares = torch.stack([(numbers == view).float().mean() for view in range(6)])
+    assert (shares - 1 / 6).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"views": 0}, {"views": 300}, {"pitch": 0.5}, {"slant": float("nan")}, {"panel_width": 0}]
+)
+def test_a_sheet_that_cannot_be_is_refused(wrong: dict):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        lenticular(noise(), **wrong)
+
+
 # Contract
 
 
@@ -240,7 +280,7 @@ def test_display_writes_a_file_with_the_name_that_players_look_for(movie: Path, 
     hint = "_qs3x2a1" if name == "quilt" else HINTS.get(name, "")
     assert path.name == f"out{hint}{suffix}"
     assert str(path) in output
-    assert ("between neighbouring tiles" in output) == (name == "quilt")
+    assert ("between neighbouring views" in output) == (name == "quilt")
 
 
 def test_a_png_of_a_quilt_is_what_the_function_makes(movie: Path, tmp_path: Path):
@@ -265,13 +305,70 @@ def test_project_refocuses_to_a_video_and_does_not_overwrite_it(movie: Path, tmp
     run("project", movie, "--to", "views", "-o", tmp_path / "views.png")
 
 
-@pytest.mark.parametrize(("command", "choices"), [("project", VIEWS_OF_A_MOVIE), ("display", {**DISPLAYS, **QUILTS})])
+@pytest.mark.parametrize(("command", "choices"), [("project", PROJECTIONS), ("display", {**DISPLAYS, **QUILTS})])
 def test_the_list_describes_each_choice_in_one_line(command: str, choices: dict):
     lines = run(command, "--list").splitlines()
     for name in choices:
         described = [line for line in lines if line.startswith(f"{name} ")]
         assert len(described) == 1
         assert len(described[0]) > len(name) + 10
+
+
+def test_several_movies_go_into_a_folder(movie: Path, tmp_path: Path):
+    for name in ("pigs", "cows"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "movie.lf.safetensors").write_bytes(movie.read_bytes())
+    both = (tmp_path / "pigs", tmp_path / "cows" / "movie.lf.safetensors")
+    output = run("project", *both, "--to", "depth", "-o", tmp_path / "out", "--suffix", ".webp", "--zoom", 2)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cows_depth.webp", "pigs_depth.webp"]
+    assert output.count("Wrote") == 2
+    assert "--force" in run("project", *both, "--to", "depth", "-o", tmp_path / "out", "--suffix", ".webp", code=1)
+    run("display", *both, "--for", "tb", "-o", tmp_path / "out", "--suffix", ".png")
+    assert (tmp_path / "out" / "pigs_tb.png").is_file()
+    assert "twice" in run("project", both[0], both[0], "-o", tmp_path / "out", code=1)
+    assert "a file" in run("project", *both, "-o", movie, code=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "frames"),
+    [
+        (("--to", "orbit", "--radius", "0.5"), "a.webp", 96),
+        (("--to", "dolly", "--every", "2"), "a.gif", 48),
+        (("--to", "view", "--view", "0x2"), "a.webp", 2),
+        (("--to", "mean", "--axis", "frames"), "a.png", 1),
+        (("--to", "maximum"), "a.webp", 1),
+        (("--to", "xt"), "a.png", 1),
+        (("--to", "all-in-focus", "--frame", "1"), "a.webp", 1),
+        (("--to", "refocus", "--prefilter"), "a.webp", 2),
+        (("--to", "refocus", "--every", "2", "--shutter", "0.5", "--densify", "1"), "a.gif", 1),
+        (("--to", "see-through", "--focus", "-0.5", "--smooth", "--zoom", "2"), "a.webp", 2),
+    ],
+)
+def test_every_kind_of_projection_has_its_pictures(movie: Path, tmp_path: Path, options, name: str, frames: int):
+    run("project", movie, *options, "-o", tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert getattr(image, "n_frames", 1) == frames
+
+
+def test_a_file_of_one_view_is_that_view(movie: Path, tmp_path: Path):
+    run("project", movie, "--to", "view", "--view", "0x2", "--zoom", 1, "-o", tmp_path / "a.webp")
+    with Image.open(tmp_path / "a.webp") as image:
+        image.seek(1)
+        seen = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).view(16, 16, 3)
+    assert torch.equal(seen.permute(2, 0, 1), LightField.load(movie).view(0, 2)[:, 1])
+
+
+def test_a_row_is_a_folder_of_videos(movie: Path, tmp_path: Path):
+    assert "view_02.mp4" in run("display", movie, "--for", "row", "-o", tmp_path / "row")
+    assert [path.name for path in sorted((tmp_path / "row").iterdir())] == [f"view_0{index}.mp4" for index in range(3)]
+    assert "--force" in run("display", movie, "--for", "row", "-o", tmp_path / "row", code=1)
+    assert "preset" in run("display", movie, "--for", "row", "--preset", "go", "-o", tmp_path / "other", code=1)
+
+
+def test_a_compressed_movie_is_taken_like_any_other(movie: Path, tmp_path: Path):
+    LightField.load(movie).save_compressed(tmp_path / "small.lf")
+    run("display", tmp_path / "small.lf", "--for", "anaglyph", "-o", tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +387,14 @@ def test_the_list_describes_each_choice_in_one_line(command: str, choices: dict)
         ("display", "--for", "quilt", "--tiles", "0x3", "-o", "out.png"),
         ("display", "--for", "sbs", "--preset", "go", "-o", "out.png"),
         ("display", "--for", "sbs", "--baseline", "9", "-o", "out.png"),
+        ("display", "--for", "sbs", "--pitch", "9", "-o", "out.png"),
+        ("display", "--for", "lenticular", "--pitch", "0.2", "-o", "out.png"),
+        ("project", "--to", "orbit", "--radius", "9", "-o", "out.mp4"),
+        ("project", "--to", "mean", "--axis", "frames", "-o", "out.mp4"),
+        ("project", "--to", "view", "--view", "5x0", "-o", "out.png"),
+        ("project", "--to", "refocus", "--focus", "90", "-o", "out.png"),
+        ("project", "--to", "refocus", "--shutter", "2", "--every", "2", "-o", "out.png"),
+        ("project", "--to", "refocus", "--codec", "vp9", "-o", "out.mp4"),
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(

@@ -32,7 +32,7 @@ from diffusers_stale.evaluation.classifier_training import (
 )
 from diffusers_stale.evaluation.disparity import VIEW_AXES, match_views, measure_disparity, summarize_disparity
 from diffusers_stale.evaluation.matching import match, shift_columns
-from diffusers_stale.evaluation.measures import unrelated_views
+from diffusers_stale.evaluation.measures import unrelated_pictures
 from diffusers_stale.evaluation.motion import MOVING_ACTIONS, measure_motion, summarize_motion, travels_as_told
 from diffusers_stale.evaluation.prompts import PROMPT_SEED, EvaluationPrompt, held_out_prompts, stated_counts
 from diffusers_stale.evaluation.report import EvaluationSettings, evaluate, render_prompts
@@ -232,7 +232,7 @@ def test_disparity_has_its_signs_and_scales_with_the_baseline(prompts, scenes):
 
 def test_views_that_are_equal_have_none_and_views_that_are_unrelated_do_not_match(scenes):
     equal = summarize_disparity(measure_disparity(scenes[:, :, 1:2, 1:2].expand(-1, -1, 3, 3, -1, -1, -1)[:4]))
-    unrelated = summarize_disparity(measure_disparity(unrelated_views(scenes)))
+    unrelated = summarize_disparity(measure_disparity(unrelated_pictures(scenes)))
     mirrored = summarize_disparity(measure_disparity(scenes.flip(2, 3)))
     for axis in VIEW_AXES:
         assert equal[axis]["magnitude"] < 0.01
@@ -301,6 +301,9 @@ def test_what_does_not_change_does_not_move(scenes, prompts):
 # Reports
 
 
+FEW_SCENES = {"training_scenes": 30, "held_out_scenes": 20}
+
+
 def fake_pipeline(prompts: Sequence[EvaluationPrompt], shift: int = 0) -> Callable[..., SimpleNamespace]:
     """Renders the scene of the prompt that stands `shift` places after the one it is asked for."""
     place = {prompt.text: index for index, prompt in enumerate(prompts)}
@@ -317,7 +320,9 @@ def fake_pipeline(prompts: Sequence[EvaluationPrompt], shift: int = 0) -> Callab
 
 
 def test_a_perfect_pipeline_meets_every_bar(prompts, tmp_path: Path):
-    evaluation = evaluate(fake_pipeline(prompts), EvaluationSettings(prompts=24, frames=4))
+    evaluation = evaluate(
+        fake_pipeline(prompts), EvaluationSettings(prompts=24, frames=4, training_scenes=100, held_out_scenes=200)
+    )
     figures = evaluation.figures
     assert [bar["title"] for bar in figures["bars"] if not bar["met"]] == []
     assert figures["ratios"]["magnitude"] == pytest.approx(1.0, abs=1e-3)
@@ -332,7 +337,7 @@ def test_a_perfect_pipeline_meets_every_bar(prompts, tmp_path: Path):
 
 def test_a_pipeline_that_does_not_listen_is_at_chance():
     prompts = held_out_prompts(64)
-    settings = EvaluationSettings(prompts=64, view_rows=1, view_cols=1, frames=2)
+    settings = EvaluationSettings(prompts=64, view_rows=1, view_cols=1, frames=2, **FEW_SCENES)
     figures = evaluate(fake_pipeline(prompts, shift=7), settings).figures
     for name in ("kind", "color", "direction"):
         share, chance = figures["generated"]["alignment"][name], figures["shuffled"]["alignment"][name]["value"]
@@ -343,19 +348,22 @@ def test_a_pipeline_that_does_not_listen_is_at_chance():
 
 
 def test_the_real_pipeline_is_evaluated(tiny_pipeline, tmp_path: Path):
-    settings = EvaluationSettings(prompts=2, view_rows=1, view_cols=2, frames=2, steps=2)
+    settings = EvaluationSettings(prompts=2, view_rows=1, view_cols=2, frames=2, steps=2, noise_scenes=2, **FEW_SCENES)
     evaluation = evaluate(tiny_pipeline, settings)
     write_report(evaluation, tmp_path, "noise")
     assert set(evaluation.figures["generated"]["disparity"]) >= {"view_cols", "right_signs"}
 
 
 def test_stills_of_one_view_are_evaluated_without_parallax_and_motion(prompts, tmp_path: Path):
-    settings = EvaluationSettings(prompts=3, view_rows=1, view_cols=1, frames=1, batch=1)
+    settings = EvaluationSettings(prompts=3, view_rows=1, view_cols=1, frames=1, batch=1, **FEW_SCENES)
     evaluation = evaluate(fake_pipeline(prompts), settings)
     assert evaluation.figures["generated"]["motion"] is None
     assert evaluation.figures["ratios"] == {}
     write_report(evaluation, tmp_path, "stills")
-    assert "## Motion" not in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "## Time" not in text
+    assert "## Views" not in text
+    assert "## Alignment" in text
 
 
 def test_generator_seeds_do_not_depend_on_the_batch(prompts):
@@ -366,7 +374,7 @@ def test_generator_seeds_do_not_depend_on_the_batch(prompts):
         assert "negative_prompt" not in options or len(options["negative_prompt"]) == len(generator)
         return fake_pipeline(prompts)(generator=generator, **options)
 
-    small = {"prompts": 3, "seed": 5, "view_rows": 1, "view_cols": 1, "frames": 1}
+    small = {"prompts": 3, "seed": 5, "view_rows": 1, "view_cols": 1, "frames": 1} | FEW_SCENES
     evaluate(watch, EvaluationSettings(**small, batch=2))
     evaluate(watch, EvaluationSettings(**small, batch=3, negative="rain"))
     assert seen == [5, 6, 7, 5, 6, 7]

@@ -51,6 +51,71 @@ PARENTS = {
         "attention_head_dim": 4,
         "resnet_time_scale_shift": "scale_shift",
     },
+    "added keys and values": {
+        **BASE,
+        "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+        "encoder_hid_dim": 8,
+        "encoder_hid_dim_type": "text_proj",
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 2,
+        "cross_attention_norm": "group_norm",
+        "resnet_time_scale_shift": "scale_shift",
+        "resnet_skip_time_act": True,
+        "resnet_out_scale_factor": 1.4,
+        "time_embedding_act_fn": "gelu",
+        "act_fn": "gelu",
+        "out_channels": 6,
+    },
+    "added keys and values of words only": {
+        **BASE,
+        "down_block_types": ("SimpleCrossAttnDownBlock2D", "DownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": ("UpBlock2D", "SimpleCrossAttnUpBlock2D"),
+        "cross_attention_dim": 8,
+        "attention_head_dim": 4,
+        "only_cross_attention": True,
+    },
+    "class identity": {**SD15, "class_embed_type": "identity"},
+    "class projection": {
+        **SD15,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 6,
+    },
+    "only cross-attention": {**SD15, "only_cross_attention": (True, False), "upcast_attention": True},
+    "upscaler": {**SD15, "in_channels": 7, "num_class_embeds": 1000, "only_cross_attention": True},
+    "other kernels": {**SD15, "conv_in_kernel": 1, "conv_out_kernel": 5, "downsample_padding": 0, "act_fn": "mish"},
+    "fourier time": {
+        **SD15,
+        "time_embedding_type": "fourier",
+        "time_embedding_dim": 24,
+        "timestep_post_act": "silu",
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+    },
+    "levels that differ": {
+        **SD15,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": [1, 2],
+        "attention_head_dim": [2, 4],
+        "transformer_layers_per_block": [[2], [1, 2]],
+        "reverse_transformer_layers_per_block": [[1, 2, 1], [1, 1]],
+        "mid_block_type": "UNetMidBlock2D",
+        "mid_block_scale_factor": 1.4,
+        "dropout": 0.1,
+    },
+    "one level": {
+        **BASE,
+        "block_out_channels": (8,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "cross_attention_dim": 8,
+        "attention_head_dim": 2,
+    },
     "no middle attention": {**SD15, "mid_block_type": "UNetMidBlock2D", "center_input_sample": True},
     "no middle": {**SD15, "mid_block_type": None},
 }
@@ -77,8 +142,10 @@ def inputs(unet2d: UNet2DConditionModel) -> dict:
     }
     if config.num_class_embeds or config.class_embed_type == "timestep":
         arguments["class_labels"] = torch.tensor([1, 4])
-    if config.class_embed_type == "simple_projection":
+    if config.class_embed_type in ("simple_projection", "projection"):
         arguments["class_labels"] = torch.randn(BATCH, 6)
+    if config.class_embed_type == "identity":
+        arguments["class_labels"] = torch.randn(BATCH, 4 * config.block_out_channels[0])
     if config.time_cond_proj_dim:
         arguments["timestep_cond"] = torch.randn(BATCH, config.time_cond_proj_dim)
     if config.addition_embed_type == "text_time":
@@ -112,6 +179,22 @@ def test_equals_its_parent_for_every_view_and_frame(name):
     assert theirs.std() > 1e-2
     spatial = {key for key in unet.state_dict() if not is_new_parameter(key)}
     assert spatial == set(unet2d.state_dict())
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_equals_its_parent_to_the_bit_where_the_same_kernels_run(name, monkeypatch):
+    """For one image a movie, where both networks multiply matrices of the same shapes in the same layout.
+
+    (Among several, the embedding of the timestep is computed once a movie here and once an image there.)
+    """
+    monkeypatch.setitem(globals(), "VIEWS_AND_FRAMES", (1, 1, 1))
+    monkeypatch.setitem(globals(), "IMAGES_EACH", 1)
+    unet2d = parent(name)
+    ours, theirs = outputs(inflate_unet2d(unet2d, view_layer_types="none", time_layers=False), unet2d)
+    assert torch.equal(ours, theirs)
+    # A new layer returns its input in another layout than a plain attention layer of the parent does.
+    if not any(kind.startswith(("Attn", "Simple")) for kind in unet2d.config.down_block_types):
+        assert torch.equal(outputs(inflate_unet2d(unet2d), unet2d)[0], theirs)
 
 
 def test_equals_its_parent_image_by_image():
@@ -187,9 +270,48 @@ def test_refuses_what_is_no_2d_unet():
 
 def test_refuses_blocks_that_cannot_be_inflated_by_name():
     unet2d = UNet2DConditionModel(
-        **{**SD15, "down_block_types": ("SimpleCrossAttnDownBlock2D", "DownBlock2D"), "attention_head_dim": 4}
+        **{**SD15, "down_block_types": ("KDownBlock2D", "DownBlock2D"), "block_out_channels": (32, 64)}
     )
-    with pytest.raises(ValueError, match=r"down_block_types\[0\].*SimpleCrossAttnDownBlock2D"):
+    with pytest.raises(ValueError, match=r"down_block_types\[0\].*KDownBlock2D"):
+        inflate_unet2d(unet2d)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_type": "gated"}, "`attention_type`.*'gated'"),
+        ({"dual_cross_attention": True}, "`dual_cross_attention`.*True"),
+        ({"addition_embed_type": "image", "encoder_hid_dim": 8}, "`addition_embed_type`.*'image'"),
+        (
+            {"encoder_hid_dim_type": "text_image_proj", "encoder_hid_dim": 8},
+            "`encoder_hid_dim_type`.*'text_image_proj'",
+        ),
+    ],
+)
+def test_refuses_options_that_cannot_be_inflated_by_name(changes, message):
+    unet2d = UNet2DConditionModel(**{**SD15, **changes})
+    with pytest.raises(ValueError, match=message):
+        inflate_unet2d(unet2d)
+
+
+def test_takes_over_what_is_switched_on():
+    unet2d = parent("levels that differ")
+    unet2d.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    unet2d.set_attention_slice("max")
+    unet2d.enable_gradient_checkpointing()
+    unet = inflate_unet2d(unet2d)
+    ours, theirs = outputs(unet, unet2d)
+    assert (ours - theirs).abs().max() <= 1e-5
+    assert unet.is_gradient_checkpointing
+    assert unet2d.attn_processors.items() <= unet.attn_processors.items()
+    unet2d.disable_freeu()
+    assert (ours - outputs(unet, unet2d)[1]).abs().max() > 1e-3
+
+
+def test_refuses_fused_projections():
+    unet2d = parent("stable diffusion 1.5")
+    unet2d.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="left over.*to_qkv.*unfuse"):
         inflate_unet2d(unet2d)
 
 

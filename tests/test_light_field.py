@@ -12,23 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusers_stale.axes import displaced, view_coordinates
 from diffusers_stale.data.renderer import RenderedClip, render_scene
 from diffusers_stale.data.scenes import Scene, sample_scene
 from diffusers_stale.light_field import CameraGrid, LightField, LightFieldFile
-from diffusers_stale.light_field import export as export_module
 from diffusers_stale.light_field import movie_folder as movie_folder_module
+from diffusers_stale.light_field import video as video_module
 from diffusers_stale.light_field.atomic import atomic_path
 from diffusers_stale.light_field.export import ffmpeg_path, write_gif, write_mp4, write_png
 from diffusers_stale.light_field.file import FORMAT
-from diffusers_stale.light_field.interpolation import view_between
 from diffusers_stale.light_field.movie_folder import FILE_NAMES, check_writable, write_movie_folder
 from diffusers_stale.light_field.projections import (
-    PROJECTIONS,
-    camera_path,
-    epipolar_sheet,
-    swaying_camera,
-    time_sheet,
     views_sheet,
 )
 
@@ -309,152 +302,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         noise().save(tmp_path / "missing" / "a.lf.safetensors")
 
 
-# Projections
-
-
-def test_the_sheet_of_views_has_every_view_in_its_place() -> None:
-    light_field = noise()
-    sheet = views_sheet(light_field, frame_index=1, gap=2)
-    assert sheet.shape == (3, 3 * 8 - 2, 5 * 10 - 2)
-    for row in range(3):
-        for col in range(5):
-            there = sheet[:, row * 8 : row * 8 + 6, col * 10 : col * 10 + 8]
-            assert torch.equal(there, light_field.pixels[:, row, col, 1])
-    assert sheet[:, 6:8].unique().tolist() == [255]
-    assert torch.equal(views_sheet(light_field), views_sheet(light_field.pixels, 2))
-    assert torch.equal(views_sheet(light_field.to_float(), 1, 0)[:, :6, :8], light_field.to_float()[:, 0, 0, 1])
-
-
-def test_the_sheet_of_frames_reads_like_a_page() -> None:
-    light_field = noise(frames=6)
-    sheet = time_sheet(light_field, gap=1)
-    assert sheet.shape == (3, 2 * 7 - 1, 4 * 9 - 1)
-    for index in range(6):
-        top, left = index // 4 * 7, index % 4 * 9
-        assert torch.equal(sheet[:, top : top + 6, left : left + 8], light_field.middle_view[:, index])
-    assert sheet[:, 7:, 18:].unique().tolist() == [255]
-
-
-def epipolar_slices(light_field: LightField, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Row slices `(3, view_cols, width)` and column slices `(3, height, view_rows)` as the sheet shows them."""
-    sheet = epipolar_sheet(light_field, frame_index=0, count=count)
-    height, width = light_field.height, light_field.width
-    left = width + 8
-    along, down = [], []
-    for part in range(count):
-        pitch = height // count
-        zoom = (pitch - 2) // light_field.view_cols
-        top = part * pitch + (pitch - zoom * light_field.view_cols) // 2
-        along.append(sheet[:, top : top + zoom * light_field.view_cols : zoom, left : left + width])
-        pitch = width // count
-        zoom = (pitch - 2) // light_field.view_rows
-        start = left + width + 4 + part * pitch + (pitch - zoom * light_field.view_rows) // 2
-        down.append(sheet[:, :height, start : start + zoom * light_field.view_rows : zoom])
-    return along, down
-
-
-def test_epipolar_slices_are_those_of_the_middle_row_and_column() -> None:
-    light_field = noise(3, 5, 2, 32, 48)
-    along, down = epipolar_slices(light_field, 2)
-    for row, found in zip((8, 24), along, strict=True):
-        assert torch.equal(found, light_field.pixels[:, 1, :, 0, row])
-    for col, found in zip((12, 36), down, strict=True):
-        assert torch.equal(found, light_field.pixels[:, :, 2, 0, :, col].transpose(1, 2))
-
-
-def test_lines_of_an_epipolar_slice_lean_as_the_axes_say() -> None:
-    """Following the true disparity with `axes.displaced` stays on one colour; following its opposite does not."""
-    light_field = light_field_of(render_scene(fenced_day(), 3, 3, 1))
-    along, down = epipolar_slices(light_field, 4)
-    cases = [(part, light_field.disparity[1, 1, 0, row]) for row, part in zip((8, 24, 40, 56), along, strict=True)]
-    cases += [
-        (part.transpose(1, 2), light_field.disparity[1, 1, 0, :, col])
-        for col, part in zip((8, 24, 40, 56), down, strict=True)
-    ]
-    totals = {sign: sum(_drift(part.float(), sign * disparity) for part, disparity in cases) for sign in (-1, 0, 1)}
-    assert totals[1] < 0.6 * totals[0]
-    assert totals[1] < 0.4 * totals[-1]
-
-
-def _drift(epipolar: torch.Tensor, disparity: torch.Tensor) -> float:
-    """How much the colour changes along lines of `disparity` through a slice `(3, views, length)`."""
-    _, views, length = epipolar.shape
-    places = torch.arange(length).float()
-    drift = 0.0
-    for view, coordinate in enumerate(view_coordinates(views)):
-        there = displaced(places, disparity, coordinate).clamp(0, length - 1)
-        low = there.floor().long().clamp(max=length - 2)
-        part = there - low
-        seen = epipolar[:, view, low] * (1 - part) + epipolar[:, view, low + 1] * part
-        drift += (seen - epipolar[:, views // 2])[:, 4:-4].abs().mean().item()
-    return drift
-
-
-def test_a_flat_scene_has_straight_epipolar_lines() -> None:
-    light_field = light_field_of(render_scene(fenced_day(), 3, 3, 1, baseline=0.0))
-    along, down = epipolar_slices(light_field, 4)
-    assert all(torch.equal(part, part[:, :1].expand_as(part)) for part in along)
-    assert all(torch.equal(part, part[:, :, :1].expand_as(part)) for part in down)
-
-
-@pytest.mark.parametrize("grid", [(1, 1), (1, 3), (3, 1), (2, 2), (3, 3), (5, 4)])
-def test_the_path_of_the_camera_is_closed_smooth_and_within_the_grid(grid: tuple[int, int]) -> None:
-    path = torch.tensor(camera_path(*grid, 96))
-    assert path.min() >= 0
-    assert (path.amax(dim=0) <= torch.tensor(grid) - 1 + 1e-9).all()
-    torch.testing.assert_close(path.amin(dim=0) + path.amax(dim=0), torch.tensor(grid).float() - 1)
-    assert (path.roll(1, 0) - path).abs().max() < 0.2
-    assert (path.round().roll(1, 0) - path.round()).abs().max() <= 1
-
-
-@pytest.mark.parametrize("interpolate", [True, False])
-def test_the_swaying_camera_of_a_flat_scene_shows_the_movie(interpolate: bool) -> None:
-    light_field = light_field_of(render_scene(fenced_day(), 3, 3, 3, 16, 16, baseline=0.0))
-    movie = swaying_camera(light_field, 9, interpolate=interpolate)
-    expected = light_field.middle_view.repeat_interleave(3, dim=1)
-    assert (movie.int() - expected.int()).abs().max() <= 1
-    assert torch.equal(movie, expected) or interpolate
-
-
-def test_without_interpolation_the_camera_shows_views_and_nothing_else() -> None:
-    light_field = noise(3, 3, 2)
-    movie = swaying_camera(light_field, 24, interpolate=False)
-    shown = []
-    for index in range(24):
-        moment = light_field.pixels[:, :, :, index // 3 % 2]
-        shown += [(r, c) for r in range(3) for c in range(3) if torch.equal(moment[:, r, c], movie[:, index])]
-    assert len(shown) == 24
-    assert len(set(shown)) == 8
-    assert (1, 1) not in shown
-
-
-@pytest.mark.parametrize("position", [(2, 1), (1, 2), (1, 1)])
-def test_a_view_between_is_nearer_to_the_true_one_than_a_blend(position: tuple[int, int]) -> None:
-    row, col = position
-    dense = render_scene(fenced_day(), 5, 5, 1, spacing=0.5).pixels[..., 0, :, :]
-    views, truth = dense[:, ::2, ::2], dense[:, row, col]
-    sides = [views[:, r, c] for r in {row // 2, -(-row // 2)} for c in {col // 2, -(-col // 2)}]
-    between = view_between(views, row / 2, col / 2, 3.2)
-    assert (between - truth).square().mean() < 0.6 * (torch.stack(sides).mean(dim=0) - truth).square().mean()
-    assert torch.equal(view_between(views, 1.0, 2.0, 3.2), views[:, 1, 2])
-
-
-@pytest.mark.parametrize("name", PROJECTIONS)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 8, 8), (1, 3, 1, 7, 9), (2, 1, 5, 8, 6), (9, 9, 1, 16, 8)])
-def test_every_projection_takes_every_grid_and_keeps_dtype(name: str, shape: tuple[int, ...]) -> None:
-    project, light_field = PROJECTIONS[name], noise(*shape)
-    options = {"num_frames": 3} if name == "sway" else {}
-    before = light_field.pixels.clone()
-    pictures = [project(part, **options) for part in (light_field, light_field.pixels, light_field.to_float())]
-    assert [picture.dtype for picture in pictures] == [torch.uint8, torch.uint8, torch.float32]
-    assert pictures[0].shape[0] == 3
-    assert pictures[0].ndim == (4 if name == "sway" else 3)
-    assert torch.equal(light_field.pixels, before)
-    for wrong in (light_field.pixels[None], "a movie", light_field.pixels.int()):
-        with pytest.raises(ValueError, match=r"(?i)expected|must"):
-            project(wrong, **options)
-
-
 # Pictures and videos
 
 
@@ -504,7 +351,7 @@ def test_pictures_are_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
 
 def test_a_missing_encoder_and_a_failing_one_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = torch.zeros(3, 2, 4, 4)
-    monkeypatch.setattr(export_module, "CONVERSION", "no_such_filter")
+    monkeypatch.setattr(video_module, "CONVERSION", "no_such_filter")
     with pytest.raises(OSError, match=r"a\.mp4: ffmpeg says"):
         write_mp4(tmp_path / "a.mp4", frames, 8.0)
     monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)

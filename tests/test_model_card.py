@@ -8,7 +8,7 @@ import pytest
 from diffusers_stale.model_card import model_card
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.training.config import STAGES
-from diffusers_stale.training.stages import collect_reports
+from diffusers_stale.training.reports import collect_reports
 
 
 REPORT = {

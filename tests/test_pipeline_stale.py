@@ -380,7 +380,10 @@ def test_size_must_be_known_from_somewhere(make_components, make_unet):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"in_channels": 9}, "4 latent channels, got `in_channels=9`"), ({"num_class_embeds": 3}, "num_class_embeds=3")],
+    [
+        ({"in_channels": 7}, r"4 latent channels \(or, for inpainting, 9\), got `in_channels=7`"),
+        ({"num_class_embeds": 3}, "num_class_embeds=3"),
+    ],
 )
 def test_networks_that_need_more_than_a_text_are_refused(make_components, make_unet, changes, message):
     pipeline = StaleDiffusionPipeline(**{**make_components(), "unet": make_unet(**changes)})
@@ -564,7 +567,8 @@ def test_a_motion_adapter_makes_every_view_animatediffs_movie(stable_diffusion, 
     ("changes", "message"),
     [
         ({"motion_layers_per_block": 2}, r"motion_layers_per_block=\(1, 1\)"),
-        ({"block_out_channels": (8, 32)}, r"block_out_channels=\(8, 16\)"),
+        ({"block_out_channels": (8, 32)}, r"down_blocks\.1\.motion_modules\.0.* 16 channels.*got 32"),
+        ({"block_out_channels": (8, 16, 16)}, r"2 levels, of \(8, 16\) channels, got 3"),
         ({"motion_transformer_layers_per_block": 2}, "motion_transformer_layers_per_block"),
         ({"motion_num_attention_heads": (2, 4)}, r"motion_num_attention_heads=\(2, 2\)"),
         ({"conv_in_channels": 9}, "conv_in_channels"),

@@ -7,7 +7,8 @@ from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.light_field.refocus import SHAPES, aperture_weights, refocus, refocused_frames
-from diffusers_stale.light_field.viewpoints import disparity_range, shifted
+from diffusers_stale.light_field.shifting import shifted
+from diffusers_stale.light_field.viewpoints import disparity_range
 
 
 def flat(disparity: float, view_rows: int = 3, view_cols: int = 3, size: int = 24) -> torch.Tensor:

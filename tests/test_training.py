@@ -359,7 +359,7 @@ def test_wrong_captions_pay_in_training_and_where_it_is_noisy(tokenizer: CLIPTok
     parts = (Reader(), build_text_encoder(SMOKE.text, tokenizer), tokenizer, build_autoencoder(SMOKE.autoencoder))
     task = DenoisingTask(config, *parts, StaleScheduler(), torch.device("cpu"))
     latents, shares = torch.randn(16, 4, 8, 8), torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
-    batch = task.noised_batch(latents, shares, ["a cow facing left"] * 15 + ["a cow"], (1, 2), 0.0)
+    batch = task.training_batch(latents, shares, ["a cow facing left"] * 15 + ["a cow"], 1, 2, 0.0)
     noisy = [index for index in range(15) if batch["timesteps"][index] >= 500]
     assert batch["wrong_samples"].tolist() == noisy
     assert torch.equal(batch["wrong_ids"], tokenize(tokenizer, ["a cow facing right"] * len(noisy)))
@@ -369,7 +369,7 @@ def test_wrong_captions_pay_in_training_and_where_it_is_noisy(tokenizer: CLIPTok
     task.module.train()
     assert task.module(**batch) > task.module(**without)
     switched_off = DenoisingTask(replace(config, hinge_weight=0.0), *parts, StaleScheduler(), torch.device("cpu"))
-    assert "wrong_ids" not in switched_off.noised_batch(latents, shares, ["a cow facing left"] * 16, (1, 2), 0.0)
+    assert "wrong_ids" not in switched_off.training_batch(latents, shares, ["a cow facing left"] * 16, 1, 2, 0.0)
 
 
 def test_picture_errors():

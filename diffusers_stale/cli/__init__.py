@@ -5,7 +5,7 @@ user can put right, told in one line on stderr; 2 a wrong way of calling; 130 in
 """
 
 # Each adds its commands to the application, in this order.
-from diffusers_stale.cli import generation, inspection, pictures  # noqa: F401
+from diffusers_stale.cli import evaluation, generation, inspection, pictures, science  # noqa: F401
 from diffusers_stale.cli.app import app
 
 

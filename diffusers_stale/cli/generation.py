@@ -1,7 +1,7 @@
 """`generate` and `render`: from a sentence, or from a scene, to a folder with a movie."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,6 +54,10 @@ def generate(
     baseline: Baseline = 1.0,
     loop: Annotated[bool, typer.Option("--loop", help="Let the last frame lead to the first; takes longer.")] = False,
     negative: Annotated[str | None, typer.Option(help="What should not be seen, in words.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to begin with, as the middle camera sees it.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="A video of the middle camera, of which the others are to be found.")
+    ] = None,
     device: Device = "auto",
     dtype: Annotated[DTypeName, typer.Option(help="Precision; the short ones save memory on a GPU.")] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Try even if memory will probably not suffice.")] = False,
@@ -69,6 +73,7 @@ def generate(
 
         from diffusers_stale.hub import DTYPES, choose_device, load_pipeline
 
+        shown = read_shown(image, video, frames)
         silence_loading()
         pipeline = load_pipeline(checkpoint, DTYPES[dtype], choose_device(device))
         pipeline.set_progress_bar_config(desc="Denoising", unit="step", dynamic_ncols=True)
@@ -87,8 +92,22 @@ def generate(
             # Drawn on the CPU, so that a seed means the same movie on every device.
             generator=torch.Generator("cpu").manual_seed(seed),
             force=force,
+            **shown,
         ).light_fields[0]
         write(movie, output)
+
+
+def read_shown(image: Path | None, video: Path | None, frames: int) -> dict[str, Any]:
+    """What the pipeline is to go on from, read from its file."""
+    from diffusers_stale.data.renderer import DEFAULT_FRAME_RATE
+    from diffusers_stale.known_pictures import read_image_file, read_video_file
+
+    shown = {}
+    if image is not None:
+        shown["image"] = read_image_file(image)
+    if video is not None:
+        shown["video"] = read_video_file(video, frames, DEFAULT_FRAME_RATE)
+    return shown
 
 
 @app.command()

@@ -44,6 +44,7 @@ def info(
             with LightField.open(what) as file:
                 tell_movie(file)
             return
+        from diffusers_stale.checkpoint_origin import origin_lines, read_origin
         from diffusers_stale.hub import describe_checkpoint, find_checkpoint
 
         folder = find_checkpoint(what)
@@ -53,6 +54,10 @@ def info(
             values = f"{part.values:,} values, " if part.values else ""
             tell(part.name, f"{part.class_name}, {values}{part.bytes / 1e6:.1f} MB")
         tell("together", f"{sum(part.values for part in parts):,} values, {sum(p.bytes for p in parts) / 1e6:.1f} MB")
+        for stage, report in read_origin(folder).items():
+            typer.echo(f"stage {stage}")
+            for name, value in origin_lines(report):
+                tell(f"  {name}", value)
         card = folder / "README.md"
         tell("card", card if card.is_file() else "none")
         if card.is_file():
@@ -93,6 +98,7 @@ def calibrate(
     with user_errors():
         from diffusers_stale.hub import DTYPES, choose_device, find_checkpoint, load_pipeline
         from diffusers_stale.light_field.movie_folder import check_writable
+        from diffusers_stale.manifest import MANIFEST, write_manifest
         from diffusers_stale.pipeline_calibration import CalibrationSettings, calibrate_pipeline
 
         if output is None and not Path(checkpoint).is_dir():
@@ -121,6 +127,8 @@ def calibrate(
         for count, entry in found.entries.items():
             typer.echo(f"{count:5}  {entry.error:16.4f}  {entry.uncalibrated_error:12.4f}")
         pipeline.scheduler.save_pretrained(folder)
+        if (folder.parent / MANIFEST).is_file():
+            write_manifest(folder.parent)
         typer.echo(f"Wrote {folder / 'scheduler_config.json'}")
 
 

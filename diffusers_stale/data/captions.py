@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusers_stale.data.scenes import Animal, Scene, random_generator
+from diffusers_stale.data.scenes import BARN_COLORS, Animal, Scene, random_generator
 
 
 NOUNS = {
@@ -101,6 +101,46 @@ def mirrored(caption: str) -> str:
     A caption that states no direction stays as it is.
     """
     return SIDES.sub(lambda found: ("right" if found[1] == "left" else "left") + found[2], caption)
+
+
+def swapped(caption: str, count: int, draw: np.random.Generator) -> str:
+    """`caption` with up to `count` of the attributes that it states changed to another value, each in its own way.
+
+    Kinds, coats, barns, directions and times of day can be changed; a caption that states fewer is changed in all.
+    """
+    stated = [pattern for pattern in _SWAPS if pattern.search(caption)]
+    for place in draw.permutation(len(stated))[:count]:
+        pattern = stated[place]
+        word = pattern.search(caption)[0]
+        values = _SWAPS[pattern]
+        own = next(value for value in values if word in value)
+        others = [value for value in values if value is not own]
+        # The same form of another value: plural for plural.
+        column = own.index(word) if len(own) > 1 and pattern is _KIND else int(draw.integers(2**16))
+        other = others[int(draw.integers(len(others)))]
+        replacement = other[column % len(other)]
+        caption = pattern.sub(lambda found, old=word, new=replacement: new if found[0] == old else found[0], caption)
+    return caption
+
+
+def _words(values: list[tuple[str, ...]]) -> str:
+    return "|".join(sorted({re.escape(word) for value in values for word in value}, key=len, reverse=True))
+
+
+# Every kind's forms in the same order, singular and plural in turn; where it has one name only, that is there twice.
+_KIND_VALUES = [tuple(form for place in (0, -1) for form in names[place]) for names in NOUNS.values()]
+_COAT_VALUES = [tuple(dict.fromkeys(words)) for words in ADJECTIVES.values()]
+_BARN_VALUES = [(color,) for color in BARN_COLORS]
+_TIME_VALUES = [tuple(dict.fromkeys(words)) for words in TIMES.values()]
+_KIND = re.compile(rf"\b(?:{_words(_KIND_VALUES)})\b")
+_SWAPS = {
+    _KIND: _KIND_VALUES,
+    re.compile(rf"\b(?:{_words(_COAT_VALUES)})\b(?= (?:{_words(_KIND_VALUES)})\b)"): _COAT_VALUES,
+    re.compile(rf"\b(?:{_words(_BARN_VALUES)})\b(?= barn)|(?<=painted )(?:{_words(_BARN_VALUES)})\b"): _BARN_VALUES,
+    re.compile(r"\b(?:left|right)(?=ward|\b)"): [("left",), ("right",)],
+    re.compile(rf"\b(?:{_words(_TIME_VALUES)})\b"): _TIME_VALUES,
+}
+"""What is stated of each attribute, and the words for each of its values."""
 
 
 def _pick(draw: np.random.Generator, options: tuple) -> object:

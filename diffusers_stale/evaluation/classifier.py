@@ -89,22 +89,34 @@ def middle_clips(light_field: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def predict_attributes(classifier: AttributeClassifier, light_field: torch.Tensor) -> list[dict[str, str]]:
-    """The most probable value of every attribute, for each movie.
+def attribute_probabilities(
+    classifier: AttributeClassifier, light_field: torch.Tensor
+) -> list[dict[str, dict[str, float]]]:
+    """Of each movie, the probability of every value of every attribute.
 
     Args:
         classifier: in evaluation mode.
         light_field: `(batch, 3, view_rows, view_cols, frames, height, width)` in [-1, 1], of any size.
 
     Returns:
-        One dict a movie, with the keys of `ATTRIBUTE_VALUES`.
+        One dict a movie, with the keys of `ATTRIBUTE_VALUES`, each a dict with their values as keys.
     """
     logits = classifier(resize_clips(middle_clips(light_field).float()))
-    best = {name: values.argmax(dim=1).tolist() for name, values in logits.items()}
+    shares = {name: values.softmax(dim=1).tolist() for name, values in logits.items()}
     return [
-        {name: ATTRIBUTE_VALUES[name][best[name][movie]] for name in ATTRIBUTE_VALUES}
+        {name: dict(zip(ATTRIBUTE_VALUES[name], shares[name][movie], strict=True)) for name in ATTRIBUTE_VALUES}
         for movie in range(len(light_field))
     ]
+
+
+def predict_attributes(classifier: AttributeClassifier, light_field: torch.Tensor) -> list[dict[str, str]]:
+    """The most probable value of every attribute, for each movie; arguments as of `attribute_probabilities`."""
+    return most_probable(attribute_probabilities(classifier, light_field))
+
+
+def most_probable(probabilities: list[dict[str, dict[str, float]]]) -> list[dict[str, str]]:
+    """The value of the largest probability, by attribute, for each movie."""
+    return [{name: max(shares, key=shares.get) for name, shares in movie.items()} for movie in probabilities]
 
 
 def resize_clips(clips: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
@@ -118,11 +130,16 @@ def resize_clips(clips: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
 
 def save_classifier(classifier: AttributeClassifier, path: Path, notes: dict[str, object]) -> None:
     """Writes float16 weights and, as metadata, the attributes' values and `notes` (each as JSON)."""
+    save_weights(classifier, path, {"attribute_values": ATTRIBUTE_VALUES} | notes)
+
+
+def save_weights(network: nn.Module, path: Path, notes: dict[str, object]) -> None:
+    """Writes float16 weights of a `network` with `notes` (each as JSON) as metadata."""
     tensors = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in classifier.state_dict().items()
+        for name, value in network.state_dict().items()
     }
-    metadata = {name: json.dumps(note) for name, note in ({"attribute_values": ATTRIBUTE_VALUES} | notes).items()}
+    metadata = {name: json.dumps(note) for name, note in notes.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     save_file(tensors, temporary, metadata=metadata)

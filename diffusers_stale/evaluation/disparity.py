@@ -87,7 +87,7 @@ def match_views(light_field: torch.Tensor, axis: str) -> Match | None:
 
     neighbours = [(float(view - middle), picture(view)) for view in (middle - 1, middle + 1) if 0 <= view < count]
     found = match(picture(middle), neighbours)
-    parts = (found.displacement, found.trusted)
+    parts = (found.displacement, found.trusted, found.textured)
     if axis == "view_rows":
         parts = tuple(part.transpose(-2, -1) for part in parts)
     return Match(*(part.unflatten(0, (batch, len(frames))) for part in parts))
@@ -101,7 +101,7 @@ def sampled_frames(count: int) -> list[int]:
 
 
 def _of_movie(matched: Match, movie: int) -> Match:
-    return Match(matched.displacement[movie], matched.trusted[movie])
+    return Match(matched.displacement[movie], matched.trusted[movie], matched.textured[movie])
 
 
 def _summary(matches: dict[str, Match]) -> DisparityMeasure:

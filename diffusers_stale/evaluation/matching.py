@@ -23,10 +23,12 @@ LEAST_EXPLAINED = 0.8
 
 @dataclass(frozen=True)
 class Match:
-    """`displacement`: `(batch, height, width)`, pixels per unit of coordinate; `trusted`: the same shape, bool."""
+    """`displacement`: `(batch, height, width)`, pixels per unit of coordinate; `trusted`: the same shape, bool;
+    `textured`: likewise, where the reference has anything to match, whether or not it was found."""
 
     displacement: torch.Tensor
     trusted: torch.Tensor
+    textured: torch.Tensor
 
 
 def match(
@@ -52,7 +54,7 @@ def match(
     variance = box(reference.square().mean(dim=1), window) - box(reference, window).square().mean(dim=1)
     change = (shift_columns(reference, 1.0) - shift_columns(reference, -1.0)) / 2
     textured = box(change.square().mean(dim=1), window) > LEAST_GRADIENT**2
-    return Match(displacement, inside & textured & (least < 2 * (1 - LEAST_EXPLAINED) * variance))
+    return Match(displacement, inside & textured & (least < 2 * (1 - LEAST_EXPLAINED) * variance), textured)
 
 
 def _cost(

@@ -4,8 +4,9 @@ The files that come of it are written by `report_files`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from math import isnan
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from math import isnan, nan
 from typing import Any
 
 import torch
@@ -13,16 +14,37 @@ from tqdm import tqdm
 
 from diffusers_stale.axes import check_count, check_light_field
 from diffusers_stale.data.renderer import render_scene
-from diffusers_stale.evaluation.alignment import wrong_attributes
+from diffusers_stale.data.scenes import ATTRIBUTE_VALUES
+from diffusers_stale.evaluation.alignment import attribute_accuracy, wrong_attributes
+from diffusers_stale.evaluation.bars import allowed_flicker, check_bars, disparity_ratios, view_ratios
 from diffusers_stale.evaluation.classifier import AttributeClassifier, classifier_notes, load_classifier
-from diffusers_stale.evaluation.disparity import VIEW_AXES, summarize_disparity
-from diffusers_stale.evaluation.measures import MovieMeasures, unrelated_views
+from diffusers_stale.evaluation.clip_score import ClipScore
+from diffusers_stale.evaluation.frechet import frechet_figures
+from diffusers_stale.evaluation.intervals import mean_interval, ratio_interval, statistic_interval
+from diffusers_stale.evaluation.layers import load_layer_finder
+from diffusers_stale.evaluation.measures import Instruments, MovieMeasures, unrelated_pictures
+from diffusers_stale.evaluation.noise_errors import can_measure, measure_noise_errors
 from diffusers_stale.evaluation.prompts import PROMPT_SEED, EvaluationPrompt, held_out_prompts, stated_counts
+from diffusers_stale.evaluation.reconstruction import reconstruct
+from diffusers_stale.evaluation.rows import measure_rows
+from diffusers_stale.evaluation.unusual_captions import GROUPS, group_of, unusual_prompts
+from diffusers_stale.evaluation.variety import TrainingScenes, imagination, vendi_figure, vendi_score
+
+
+OTHER_SCENES_SEED = 3_950_017
+"""Of the rendered scenes that Frechet distances between rendered scenes are taken to."""
+
+RATIO_LAYERS = ("animal", "background", "ground")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What is generated. Movie `i` comes of the generator seed `seed + i`, whatever the batch."""
+    """What is generated. Movie `i` comes of the generator seed `seed + i`, whatever the batch.
+
+    `unusual` of the captions that the grammar never writes are generated as single pictures too. Novelty is measured
+    against `training_scenes` scenes of each of `training_seeds`, beside `held_out_scenes` others. Errors by noise
+    level are taken over `noise_scenes` scenes, of one frame if there are several views; 0 leaves them out.
+    """
 
     prompts: int = 64
     prompt_seed: int = PROMPT_SEED
@@ -34,47 +56,37 @@ class EvaluationSettings:
     guidance: float = 3.0
     negative: str | None = None
     batch: int = 4
+    unusual: int = 0
+    training_seeds: tuple[int, ...] = (0,)
+    training_scenes: int = 1000
+    held_out_scenes: int = 300
+    noise_scenes: int = 8
 
     def __post_init__(self) -> None:
         for name in ("prompts", "view_rows", "view_cols", "frames", "steps", "batch"):
             check_count(name, getattr(self, name))
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A figure that a checkpoint must reach: where it stands in the report, and how high it must be."""
-
-    title: str
-    path: tuple[str, ...]
-    least: float
-
-
-BARS = (
-    Bar("time of day", ("generated", "alignment", "time_of_day", "value"), 0.95),
-    Bar("barn and its colour", ("generated", "alignment", "barn", "value"), 0.95),
-    Bar("animal colour", ("generated", "alignment", "color", "value"), 0.85),
-    Bar("animal kind", ("generated", "alignment", "kind", "value"), 0.70),
-    Bar("direction", ("generated", "alignment", "direction", "value"), 0.80),
-    Bar("mean disparity, of rendered", ("ratios", "magnitude"), 0.50),
-    Bar("disparity of the far part, of rendered", ("ratios", "far"), 0.50),
-    Bar("disparity of the near part, of rendered", ("ratios", "near"), 0.50),
-    Bar("pixels that match between views, of rendered", ("ratios", "coverage"), 0.50),
-    Bar("change that is motion", ("generated", "motion", "prompts_with_motion", "concentration"), 0.50),
-    Bar("travels as told", ("generated", "motion", "travels_as_told", "value"), 0.80),
-)
-"""The bars of the default checkpoint. Ratios of the far and near parts are positive where the sign is right. The
-matching pixels are there because unrelated views match hardly anywhere, but where they do, by chance, it is at large
-disparities. Of pure grain, 0.15 of the change counts as motion; of rendered scenes, all."""
+        for name in ("unusual", "noise_scenes"):
+            if getattr(self, name) != 0:
+                check_count(name, getattr(self, name))
+        if not self.training_seeds:
+            raise ValueError("`training_seeds` must hold at least one seed, got none; the default checkpoint has 0.")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures, in plain JSON values, and the pictures that belong to them."""
+    """The figures, in plain JSON values, and the pictures that belong to them.
+
+    `unusual` are the measures of the unusual captions, empty if there were none; `ranking` lists movies from best to
+    worst.
+    """
 
     figures: dict[str, Any]
     prompts: tuple[EvaluationPrompt, ...]
     generated: MovieMeasures
     rendered: MovieMeasures
+    unusual_prompts: tuple[EvaluationPrompt, ...] = ()
+    unusual: MovieMeasures = field(default_factory=MovieMeasures)
+    ranking: tuple[int, ...] = ()
 
 
 def evaluate(
@@ -82,44 +94,106 @@ def evaluate(
     settings: EvaluationSettings,
     classifier: AttributeClassifier | None = None,
     *,
+    clip: ClipScore | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Generates a movie a prompt, renders the prompts' scenes, and measures both.
 
     Args:
         pipeline: called as `StaleDiffusionPipeline` is; its `output_type="pt"` gives `light_fields` of shape
-            `(batch, 3, view_rows, view_cols, frames, height, width)` in [0, 1].
+            `(batch, 3, view_rows, view_cols, frames, height, width)` in [0, 1]. What its autoencoder leaves of
+            rendered scenes, and its network's errors by noise level, are measured where it has such parts.
         settings: how many prompts, and how movies are generated.
         classifier: by default the one that ships.
+        clip: scores movies of prompts that no classifier knows.
         progress: shows a bar.
 
     Raises:
         ValueError: if the pipeline returns other shapes than it was asked for, or numbers that are not finite.
     """
     notes = classifier_notes() if classifier is None else None
-    classifier = classifier or load_classifier()
+    instruments = Instruments(classifier or load_classifier(), load_layer_finder())
     prompts = held_out_prompts(settings.prompts, settings.prompt_seed)
-    generated, rendered, unrelated = MovieMeasures(), MovieMeasures(), MovieMeasures()
-    for first in tqdm(range(0, len(prompts), settings.batch), "evaluating", disable=not progress):
-        batch = prompts[first : first + settings.batch]
-        movies = generate(pipeline, batch, settings, first)
-        truth = render_prompts(batch, movies.shape)
-        generated.add(classifier, movies)
-        rendered.add(classifier, truth)
-        if len(batch) > 1:
-            unrelated.add(classifier, unrelated_views(truth))
+    sets = _measure_all(pipeline, prompts, settings, instruments, progress)
+    generated, rendered = sets["generated"], sets["rendered"]
+    unusual_texts = unusual_prompts(settings.unusual) if settings.unusual else ()
+    unusual, unusual_truth = _measure_unusual(pipeline, unusual_texts, settings, instruments, progress)
     figures = {
         "settings": asdict(settings),
         "classifier": notes,
         "prompts_stating": stated_counts(prompts),
         "generated": generated.summary(prompts),
         "rendered": rendered.summary(prompts),
-        "shuffled": generated.shuffled_summary(prompts) | {"disparity": summarize_disparity(unrelated.disparity)},
+        "shuffled": generated.shuffled_summary(prompts) | sets["shuffled"].pixel_summary(),
         "movies": _movies(prompts, generated),
     }
+    if "reconstructed" in sets:
+        figures["reconstructed"] = sets["reconstructed"].summary(prompts)
+    figures["layer_ratios"] = layer_ratios(generated, rendered)
     figures["ratios"] = disparity_ratios(figures["generated"]["disparity"], figures["rendered"]["disparity"])
+    if generated.views:
+        figures["ratios"] |= view_ratios(figures["layer_ratios"], figures)
+    if generated.times:
+        figures["ratios"]["flicker_allowed"] = allowed_flicker(figures)
+    figures["frechet"] = frechet_figures(
+        *(sets[name].feature_sets() for name in ("generated", "rendered", "others", "shuffled"))
+    )
+    figures["variety"] = variety_figures(generated, rendered, prompts, settings, figures)
+    figures["noise_errors"] = _noise_errors(pipeline, settings)
+    figures["unusual"] = _unusual_figures(unusual_texts, unusual, unusual_truth) if unusual_texts else None
+    texts = [prompt.text for prompt in prompts]
+    figures["clip"] = clip.figures(texts, generated.pictures, rendered.pictures) if clip else None
     figures["bars"] = check_bars(figures)
-    return Evaluation(_plain(figures), prompts, generated, rendered)
+    figures["measures"] = measure_rows(figures)
+    ranking = tuple(generated.rank(prompts))
+    return Evaluation(_plain(figures), prompts, generated, rendered, unusual_texts, unusual, ranking)
+
+
+def _measure_all(
+    pipeline: Callable[..., Any],
+    prompts: tuple[EvaluationPrompt, ...],
+    settings: EvaluationSettings,
+    instruments: Instruments,
+    progress: bool,
+) -> dict[str, MovieMeasures]:
+    """Measures of the generated movies, of rendered ones, of those after the pipeline's autoencoder, of rendered
+    pictures that do not belong together (where a batch has at least two), and features of other rendered scenes."""
+    vae = getattr(pipeline, "vae", None)
+    names = ("generated", "rendered", "others", "shuffled") + (("reconstructed",) if vae is not None else ())
+    others = held_out_prompts(len(prompts), OTHER_SCENES_SEED)
+    sets = {name: MovieMeasures() for name in names}
+    for first in tqdm(range(0, len(prompts), settings.batch), "evaluating", disable=not progress):
+        batch = prompts[first : first + settings.batch]
+        movies = generate(pipeline, batch, settings, first)
+        truth = render_prompts(batch, movies.shape)
+        sets["generated"].add(instruments, movies)
+        sets["rendered"].add(instruments, truth)
+        sets["others"].add_features(instruments, render_prompts(others[first : first + settings.batch], movies.shape))
+        if vae is not None:
+            sets["reconstructed"].add(instruments, reconstruct(vae, truth))
+        if len(batch) > 1:
+            sets["shuffled"].add(instruments, unrelated_pictures(truth))
+    return sets
+
+
+def _measure_unusual(
+    pipeline: Callable[..., Any],
+    prompts: tuple[EvaluationPrompt, ...],
+    settings: EvaluationSettings,
+    instruments: Instruments,
+    progress: bool,
+) -> tuple[MovieMeasures, MovieMeasures]:
+    """Single pictures of unusual captions, and of scenes that show what they ask for."""
+    single = EvaluationSettings(
+        **asdict(settings) | {"view_rows": 1, "view_cols": 1, "frames": 1, "batch": 4 * settings.batch}
+    )
+    found, truth = MovieMeasures(), MovieMeasures()
+    for first in tqdm(range(0, len(prompts), single.batch), "unusual captions", disable=not (progress and prompts)):
+        batch = prompts[first : first + single.batch]
+        movies = generate(pipeline, batch, single, first)
+        found.add(instruments, movies)
+        truth.add(instruments, render_prompts(batch, movies.shape))
+    return found, truth
 
 
 def generate(
@@ -158,27 +232,122 @@ def render_prompts(prompts: Sequence[EvaluationPrompt], shape: Sequence[int]) ->
     return torch.stack([render_scene(prompt.scene, *shape[2:]).pixels for prompt in prompts])
 
 
-def disparity_ratios(generated: dict[str, Any], rendered: dict[str, Any]) -> dict[str, float]:
-    """Generated over rendered, of the worse view axis; empty for a single view.
+def layer_ratios(generated: MovieMeasures, rendered: MovieMeasures) -> dict[str, dict[str, float]]:
+    """Mean disparity of each layer over that of the rendered scenes; empty for a single view."""
+    if not generated.views:
+        return {}
+    return {
+        name: ratio_interval(generated.layer_disparities(name), rendered.layer_disparities(name))
+        for name in RATIO_LAYERS
+    }
 
-    A ratio of far or near parts above 0 says that the sign is right.
-    """
-    axes = [axis for axis in VIEW_AXES if axis in generated]
-    names = ("magnitude", "far", "near", "coverage")
-    ratios = {name: [generated[axis][name] / rendered[axis][name] for axis in axes] for name in names if axes}
-    return {name: min(values) if not any(map(isnan, values)) else float("nan") for name, values in ratios.items()}
+
+@lru_cache(maxsize=2)
+def training_scenes(seeds: tuple[int, ...], scenes: int, held_out: int) -> TrainingScenes:
+    """Rendered once for all evaluations of a process."""
+    return TrainingScenes.render(seeds, scenes, held_out)
 
 
-def check_bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every bar with the figure reached; those that the grid or the prompts give no figure for are not met."""
-    checked = []
-    for bar in BARS:
-        value: Any = figures
-        for key in bar.path:
-            value = (value or {}).get(key)
-        reached = value is not None and not isnan(value)
-        checked.append({"title": bar.title, "value": value, "least": bar.least, "met": reached and value >= bar.least})
-    return checked
+def variety_figures(
+    generated: MovieMeasures,
+    rendered: MovieMeasures,
+    prompts: Sequence[EvaluationPrompt],
+    settings: EvaluationSettings,
+    figures: dict[str, Any],
+) -> dict[str, Any]:
+    """Diversity, novelty, and imagination, of generated movies, of rendered ones, and by chance."""
+    features, truth = generated.feature_sets()["picture"], rendered.feature_sets()["picture"]
+    center = truth.mean(dim=0)
+    known = training_scenes(tuple(settings.training_seeds), settings.training_scenes, settings.held_out_scenes)
+    novelty = {
+        name: known.figures(measures.all_thumbnails())
+        for name, measures in (("generated", generated), ("rendered", rendered))
+    }
+    sources = {"generated": (features, "generated"), "rendered": (truth, "rendered")}
+    scores = {name: vendi_score(values, center) if len(values) > 1 else nan for name, (values, _) in sources.items()}
+    aligned = {source: _mean_share(figures[source]["alignment"]) for source in ("generated", "rendered", "shuffled")}
+    diversity = scores["generated"] / scores["rendered"]
+    return {
+        "training_scenes": len(known.thumbnails),
+        "threshold": known.threshold,
+        "held_out_distance": mean_interval(known.held_out_distances.tolist()),
+        "vendi": {name: vendi_figure(values, center) for name, (values, _) in sources.items()},
+        "novelty": novelty,
+        "imagination": {
+            "generated": _imagination_figure(generated, prompts, known, center, scores["rendered"]),
+            "rendered": imagination(aligned["rendered"], 1.0, novelty["rendered"]["novel"]["value"]),
+            "shuffled": imagination(aligned["shuffled"], diversity, novelty["generated"]["novel"]["value"]),
+        },
+    }
+
+
+def _imagination_figure(
+    measures: MovieMeasures,
+    prompts: Sequence[EvaluationPrompt],
+    known: TrainingScenes,
+    center: torch.Tensor,
+    rendered_vendi: float,
+) -> dict[str, float]:
+    """The score with its interval over movies."""
+    features, pictures = measures.feature_sets()["picture"], measures.all_thumbnails()
+    if len(features) < 2:
+        return {"value": nan, "low": nan, "high": nan, "total": len(features)}
+
+    def score(chosen: torch.Tensor) -> float:
+        picked = chosen.tolist()
+        shares = attribute_accuracy([measures.predictions[i] for i in picked], [prompts[i] for i in picked])
+        aligned = _mean_share({name: {"value": share.value} for name, share in shares.items()})
+        novel = known.figures(pictures[chosen])["novel"]["value"]
+        return imagination(aligned, vendi_score(features[chosen], center) / rendered_vendi, novel)
+
+    return statistic_interval(score, len(features), IMAGINATION_RESAMPLES, biased=True, bounds=(0.0, 1.0))
+
+
+IMAGINATION_RESAMPLES = 40
+
+
+def _mean_share(shares: dict[str, dict[str, float]]) -> float:
+    """Mean over the attributes that any prompt states."""
+    values = [share["value"] for share in shares.values() if not isnan(share["value"])]
+    return sum(values) / len(values) if values else nan
+
+
+def _noise_errors(pipeline: Any, settings: EvaluationSettings) -> dict[str, Any] | None:
+    if not settings.noise_scenes or not can_measure(pipeline):
+        return None
+    views = (settings.view_rows, settings.view_cols)
+    frames = settings.frames if views == (1, 1) else 1
+    prompts = held_out_prompts(settings.noise_scenes, settings.prompt_seed)
+    return measure_noise_errors(pipeline, prompts, views, frames, settings.batch)
+
+
+def _unusual_figures(
+    prompts: tuple[EvaluationPrompt, ...], found: MovieMeasures, truth: MovieMeasures
+) -> dict[str, Any]:
+    """Alignment with unusual captions: by attribute, and by group over all attributes that are stated."""
+    groups = {}
+    for group in GROUPS:
+        chosen = [index for index, prompt in enumerate(prompts) if group_of(prompt.text) == group]
+        groups[group] = {
+            name: mean_interval([_right_share(measures, prompts, index) for index in chosen])
+            for name, measures in (("generated", found), ("rendered", truth))
+        }
+    return {
+        "captions": len(prompts),
+        "generated": {name: share.as_dict() for name, share in attribute_accuracy(found.predictions, prompts).items()},
+        "rendered": {name: share.as_dict() for name, share in attribute_accuracy(truth.predictions, prompts).items()},
+        "shuffled": found.shuffled_summary(prompts)["alignment"],
+        "groups": groups,
+        "movies": _movies(prompts, found),
+    }
+
+
+def _right_share(measures: MovieMeasures, prompts: Sequence[EvaluationPrompt], index: int) -> float:
+    """Of what one sentence states, the share that its picture shows; no actions, which it hardly tells."""
+    stated = {name: value for name, value in prompts[index].stated.items() if name in ATTRIBUTE_VALUES}
+    stated.pop("action", None)
+    shown = measures.predictions[index]
+    return sum(shown[name] == value for name, value in stated.items()) / len(stated) if stated else nan
 
 
 def _movies(prompts: Sequence[EvaluationPrompt], measures: MovieMeasures) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffusers_stale.axes import check_light_field, middle_index
@@ -18,7 +19,18 @@ from diffusers_stale.light_field.camera_grid import (
     Selection,
     check_number,
 )
+from diffusers_stale.light_field.compressed import HEADER, LightFieldFolder, save_folder
+from diffusers_stale.light_field.conversion import (
+    Source,
+    frame_rate_of,
+    pixels_from_numpy,
+    pixels_from_quilt,
+    pixels_from_side_by_side,
+    pixels_from_view_folder,
+    pixels_to_numpy,
+)
 from diffusers_stale.light_field.file import LightFieldFile, save_light_field
+from diffusers_stale.light_field.quilt_layout import tiles_of_name
 
 
 __all__ = ["CameraGrid", "LightField"]
@@ -86,6 +98,80 @@ class LightField:
     def to_float(self) -> torch.Tensor:
         """Pixels as float32 in [-1, 1], shape `(3, view_rows, view_cols, frames, height, width)`."""
         return self.pixels.float().div_(127.5).sub_(1.0)
+
+    @classmethod
+    def from_numpy(cls, pixels: np.ndarray, frame_rate: float = 8.0, spacing: float = 1.0) -> "LightField":
+        """From an array `(view_rows, view_cols, frames, height, width, 3)`, uint8 or floating point in [0, 1].
+
+        Raises `ValueError` as `conversion.pixels_from_numpy`.
+        """
+        return cls._of_cameras(pixels_from_numpy(pixels), frame_rate, spacing)
+
+    @classmethod
+    def from_quilt(
+        cls,
+        source: Source,
+        columns: int | None = None,
+        rows: int | None = None,
+        frame_rate: float = 8.0,
+        spacing: float = 1.0,
+    ) -> "LightField":
+        """From a quilt as a row of cameras, leftmost first, exactly.
+
+        Args:
+            source: path of a picture or video, or uint8 of shape `(3, frames, height, width)` or `(3, height, width)`.
+            columns, rows: tiles; by default what the file's name says (`_qs8x6a0.75`).
+            frame_rate: of pictures and tensors; videos have their own.
+            spacing: of neighbouring tiles, in view steps.
+
+        Raises:
+            FileNotFoundError: if nothing is there.
+            ValueError: for what is no picture, for sides that do not divide into tiles, a name that tells nothing.
+        """
+        if columns is None or rows is None:
+            columns, rows = tiles_of_name("a tensor" if isinstance(source, torch.Tensor) else source)
+        pixels = pixels_from_quilt(source, columns, rows)
+        return cls._of_cameras(pixels, frame_rate_of(source, frame_rate), spacing)
+
+    @classmethod
+    def from_view_folder(
+        cls,
+        folder: str | Path,
+        view_rows: int | None = None,
+        view_cols: int | None = None,
+        frame_rate: float = 8.0,
+        spacing: float = 1.0,
+    ) -> "LightField":
+        """From a folder with a picture, a video or a folder of frames for each view (`pigs_00_02.png`).
+
+        Arguments and errors as `conversion.pixels_from_view_folder`, and the frame rate and spacing of what comes out.
+        """
+        return cls._of_cameras(pixels_from_view_folder(folder, view_rows, view_cols), frame_rate, spacing)
+
+    @classmethod
+    def from_side_by_side(
+        cls,
+        source: Source,
+        half: bool = False,
+        swapped: bool = False,
+        frame_rate: float = 8.0,
+        spacing: float = 1.0,
+    ) -> "LightField":
+        """From a stereo picture or video, left first unless `swapped`, squeezed if `half`: two cameras side by side.
+
+        Other arguments and errors as `from_quilt`, and a `ValueError` for an odd width.
+        """
+        pixels = pixels_from_side_by_side(source, half, swapped)
+        return cls._of_cameras(pixels, frame_rate_of(source, frame_rate), spacing)
+
+    @classmethod
+    def _of_cameras(cls, pixels: torch.Tensor, frame_rate: float, spacing: float) -> "LightField":
+        grid = CameraGrid(view_rows=pixels.shape[1], view_cols=pixels.shape[2], spacing=spacing)
+        return cls(pixels, frame_rate, grid)
+
+    def to_numpy(self) -> np.ndarray:
+        """Pixels as uint8, shape `(view_rows, view_cols, frames, height, width, 3)`, a copy."""
+        return pixels_to_numpy(self.pixels)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,16 +261,23 @@ class LightField:
         """Writes one file, `*.lf.safetensors` by custom; see `file.save_light_field`."""
         save_light_field(self, path)
 
+    def save_compressed(self, folder: str | Path, force: bool = False) -> None:
+        """Writes a folder with a video for each view: much smaller, not exact; see `compressed.save_folder`."""
+        save_folder(self, folder, force)
+
     @classmethod
     def load(cls, path: str | Path) -> "LightField":
-        """Reads what `save` wrote. `FileNotFoundError` or `ValueError` if that is not there; see `LightFieldFile`."""
+        """Reads what `save` or `save_compressed` wrote.
+
+        Raises `FileNotFoundError` or `ValueError` if that is not there; see `LightFieldFile` and `LightFieldFolder`.
+        """
         with cls.open(path) as file:
             return file.read()
 
     @classmethod
-    def open(cls, path: str | Path) -> "LightFieldFile[LightField]":
-        """The file for reading in parts: `LightField.open(path).read(view_rows=1, frames=slice(0, 4))`."""
-        return LightFieldFile(path, cls)
+    def open(cls, path: str | Path) -> "LightFieldFile[LightField] | LightFieldFolder[LightField]":
+        """What was saved, for reading in parts: `LightField.open(path).read(view_rows=1, frames=slice(0, 4))`."""
+        return LightFieldFolder(path, cls) if (Path(path) / HEADER).is_file() else LightFieldFile(path, cls)
 
     def __repr__(self) -> str:
         extras = [f"spacing {self.camera_grid.spacing:g}"]

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 
 from diffusers_stale.axes import check_count, middle_index
 from diffusers_stale.light_field.camera_grid import check_number
+from diffusers_stale.light_field.camera_paths import Shot, pictures_of
 from diffusers_stale.light_field.container import LightField
+from diffusers_stale.light_field.interpolation import Interpolator
+from diffusers_stale.light_field.lenticular import lenticular
 from diffusers_stale.light_field.quilt import check_columns, quilt
 from diffusers_stale.light_field.viewpoints import (
     focus_of,
@@ -69,11 +72,13 @@ def stereo_pair(
     plane, reach = focus_of(light_field, focus), search_reach(light_field, max_disparity)
     row = middle_index(pixels.shape[1])
 
-    def seen(col: float) -> torch.Tensor:
-        pictures = [seen_from(moment, row, col, reach, plane) for moment in moments_of(pixels)]
-        return in_dtype_of(pixels, torch.stack(pictures, dim=1))
-
-    return seen(middle - half), seen(middle + half)
+    eyes: tuple[list, list] = ([], [])
+    for moment in moments_of(pixels):
+        views = Interpolator(moment, reach)
+        for pictures, col in zip(eyes, (middle - half, middle + half), strict=True):
+            pictures.append(seen_from(views, row, col, plane))
+    left, right = (in_dtype_of(pixels, torch.stack(pictures, dim=1)) for pictures in eyes)
+    return left, right
 
 
 def side_by_side(
@@ -185,20 +190,32 @@ def wiggle(
         ValueError: as `stereo_pair`, and for fewer than 2 views.
     """
     pixels = pixels_of(light_field)
-    check_columns(pixels.shape[2], "A wiggling picture")
+    plane, spacing = focus_of(light_field, focus), spacing_of(light_field)
+    shots = wiggle_shots(*pixels.shape[1:4], spacing, baseline, plane, views)
+    return torch.stack(list(pictures_of(light_field, shots, max_disparity)), dim=1)
+
+
+def wiggle_shots(
+    view_rows: int,
+    view_cols: int,
+    frames: int,
+    spacing: float = 1.0,
+    baseline: float | None = None,
+    focus: float = 0.0,
+    views: int = WIGGLE_VIEWS,
+) -> list[Shot]:
+    """The path of `wiggle`."""
+    check_columns(view_cols, "A wiggling picture")
     if check_count("views", views) < 2:
         raise ValueError(f"`views` must be at least 2, got {views}; with a single one nothing wiggles.")
-    middle = (pixels.shape[2] - 1) / 2
-    half = middle if baseline is None else _half_baseline(baseline, spacing_of(light_field), middle)
-    plane, reach = focus_of(light_field, focus), search_reach(light_field, max_disparity)
+    middle = (view_cols - 1) / 2
+    half = middle if baseline is None else _half_baseline(baseline, spacing, middle)
     places = [middle + half * (2 * index / (views - 1) - 1) for index in range(views)]
-    path = [*places, *places[-2:0:-1]]
-    moments = list(moments_of(pixels))
-    row, count = middle_index(pixels.shape[1]), math.lcm(len(moments), len(path))
-    pictures = [
-        seen_from(moments[index % len(moments)], row, path[index % len(path)], reach, plane) for index in range(count)
+    path, row = [*places, *places[-2:0:-1]], middle_index(view_rows)
+    return [
+        Shot(frame_index=index % frames, row=row, col=path[index % len(path)], focus=focus)
+        for index in range(math.lcm(frames, len(path)))
     ]
-    return in_dtype_of(pixels, torch.stack(pictures, dim=1))
 
 
 def _half_baseline(baseline: float, spacing: float, middle: float) -> float:
@@ -250,5 +267,6 @@ DISPLAYS: dict[str, Callable[..., torch.Tensor]] = {
     "anaglyph": anaglyph,
     "anaglyph-grey": grey_anaglyph,
     "wiggle": wiggle,
+    "lenticular": lenticular,
 }
 """Every display by its name. Results are moving pictures."""

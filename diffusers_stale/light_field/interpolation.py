@@ -1,99 +1,262 @@
-"""Views from between the cameras, for a light field whose disparity nobody knows: a plane sweep.
+"""Views from between the cameras, for a light field whose disparity nobody knows.
 
-Every candidate disparity moves the neighbouring views to the wanted place; the one under which they agree best, in a
-small window, is taken for each pixel, and the views so moved are blended. Good enough to move a camera smoothly. It
-invents nothing but what neighbours agree on, and is no measurement: evaluation must look at the views themselves.
+For every camera that is needed, disparity is searched once: candidates move its neighbours onto it, and the one under
+which they agree best in a small window is taken. Of the two neighbours along an axis the better one counts, since what
+one of them cannot see is mostly seen by the other (S. B. Kang, R. Szeliski and J. Chai, "Handling Occlusions in Dense
+Multi-view Stereo", CVPR 2001). Disparities are then thrown into the wanted view, where the nearer hides the farther,
+and colours fetched from the cameras around it that can see the place. It invents nothing but what cameras agree on,
+and is no measurement: evaluation must look at the views themselves.
 """
 
 import math
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from diffusers_stale.axes import displaced
+from diffusers_stale.light_field.shifting import box_mean, pixel_places, sampled, shifted
 
 
-SEARCH_SIZE = 96
+SEARCH_SIZE = 128
 """Longest side, in pixels, of the pictures in which disparity is searched; larger ones are reduced for it."""
 
 SEARCH_STEP = 0.5
-"""Distance between candidate disparities, in pixels of the searched picture."""
+"""Distance between candidate disparities, in pixels of the searched picture; a parabola finds what is between."""
 
-WINDOW = 5
+WINDOW = 7
 """Side of the window in which views must agree, in pixels of the searched picture."""
 
-PREFER_FLAT = 1e-4
+LARGEST_COST = 0.15
+"""Difference of colours, of [-1, 1], beyond which it does not matter how different they are."""
+
+PREFER_FLAT = 2e-4
 """Cost of a pixel of disparity, so that plain areas, where all candidates agree, do not move at random."""
+
+TOLERANCE = 0.4
+"""Pixels by which the disparity that a camera sees may differ from what is looked for; beyond, it is hidden there."""
+
+STRICTNESS = 4.0
+"""How fast a camera ceases to count beyond `TOLERANCE`, per pixel."""
+
+LEAST_WEIGHT = 1e-4
+"""Part that a hidden place keeps, so that what no camera sees is filled from its surroundings."""
+
+NOWHERE = -1e9
+"""Disparity of what has not been hit."""
+
+
+class Interpolator:
+    """All views of one moment, those between the cameras included.
+
+    Args:
+        views: floating point in [-1, 1], shape `(3, view_rows, view_cols, height, width)`.
+        max_disparity: largest shift between neighbouring views that is searched for, in pixels.
+    """
+
+    def __init__(self, views: torch.Tensor, max_disparity: float) -> None:
+        self.views = views
+        self.reach = max_disparity
+        self._found: dict[tuple[int, int], torch.Tensor] = {}
+        self._small: dict[tuple[int, int], torch.Tensor] = {}
+
+    def view(self, row: float, col: float, forward: float = 0.0) -> torch.Tensor:
+        """What a camera at the view position `(row, col)` would see; shape `(3, height, width)`.
+
+        Args:
+            row, col: position among the views, 0 at the first; `1.5` is halfway between the second and the third.
+            forward: how far the camera goes towards the scene, as the distance, in neighbouring views, at which the
+                ray through the edge of its longer side passes the plane of the cameras. What has disparity 0 keeps
+                its size.
+
+        At a whole position with `forward` 0, exactly the view that is there; differentiable in the views.
+        """
+        rows, cols = self._positions(row, col, forward)
+        sources, weights = self._sources(rows, cols)
+        if len(sources) == 1 and forward == 0.0:
+            return self.views[:, sources[0][0], sources[0][1]]
+        disparity = self._thrown(sources, row, col, forward)
+        return self.gathered(disparity, sources, weights, rows, cols)
+
+    def disparity_at(self, row: float, col: float) -> torch.Tensor:
+        """Disparity as seen from `(row, col)`, in pixels per neighbouring view, shape `(height, width)`."""
+        sources, _ = self._sources(*self._positions(row, col, 0.0))
+        return self.disparity(*sources[0]) if len(sources) == 1 else self._thrown(sources, row, col, 0.0)
+
+    def disparity(self, row: int, col: int) -> torch.Tensor:
+        """Disparity of a camera that is there, in pixels per neighbouring view, shape `(height, width)`."""
+        if (row, col) not in self._found:
+            with torch.no_grad():
+                self._found[row, col] = self._search(row, col)
+        return self._found[row, col]
+
+    def gathered(
+        self,
+        disparity: torch.Tensor,
+        sources: Sequence[tuple[int, int]],
+        weights: torch.Tensor,
+        rows: torch.Tensor | float,
+        cols: torch.Tensor | float,
+    ) -> torch.Tensor:
+        """The mean of what the cameras `sources` see of surfaces of `disparity`, as far as they can see them.
+
+        Args:
+            disparity: of the picture that is made, shape `(height, width)`.
+            sources: row and column of each camera.
+            weights: shape `(count, height, width)` or `(count, 1, 1)`; those of cameras that see nothing fall away.
+            rows, cols: view position of the picture, or of each of its pixels.
+
+        Returns:
+            Shape `(3, height, width)`, in [-1, 1].
+        """
+        colours, found, beyond = self.looked_up(disparity, sources, rows, cols)
+        seen = torch.exp(-STRICTNESS * ((found - disparity).abs() - TOLERANCE).clamp(min=0.0))
+        parts = weights * (seen + LEAST_WEIGHT) * torch.where(beyond, LEAST_WEIGHT, 1.0)
+        return ((colours * parts[:, None]).sum(dim=0) / parts.sum(dim=0)).clamp(-1.0, 1.0)
+
+    def looked_up(
+        self,
+        disparity: torch.Tensor,
+        sources: Sequence[tuple[int, int]],
+        rows: torch.Tensor | float,
+        cols: torch.Tensor | float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the cameras `sources` see surfaces of `disparity`: colours `(count, 3, height, width)`, the disparity
+        that is found there and whether it is beyond the edge, both `(count, height, width)`."""
+        height, width = disparity.shape
+        y, x = pixel_places(height, width, disparity)
+        down = torch.stack([displaced(y, disparity, r - rows) for r, _ in sources])
+        across = torch.stack([displaced(x, disparity, c - cols) for _, c in sources])
+        pictures = torch.stack([self.views[:, r, c] for r, c in sources])
+        maps = torch.stack([self.disparity(r, c) for r, c in sources])[:, None]
+        # Bilinear sampling would blur and sharpen as the camera moves.
+        colours, found = sampled(pictures, down, across, cubic=True), sampled(maps, down, across)[:, 0]
+        beyond = (down < -0.5) | (down > height - 0.5) | (across < -0.5) | (across > width - 0.5)
+        return colours, found, beyond
+
+    def _positions(self, row: float, col: float, forward: float) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """View position of every pixel: all the same, unless the camera stands before the plane of the others."""
+        if forward == 0.0:
+            return row, col
+        height, width = self.views.shape[-2:]
+        y, x = pixel_places(height, width, self.views)
+        slope = self._slope(forward)
+        return row + slope * (y - (height - 1) / 2), col + slope * (x - (width - 1) / 2)
+
+    def _slope(self, forward: float) -> float:
+        """Views per pixel. Rays of a camera before the others have crossed their plane on the other side."""
+        return -forward * 2 / max(self.views.shape[-2:])
+
+    def _sources(
+        self, rows: torch.Tensor | float, cols: torch.Tensor | float
+    ) -> tuple[list[tuple[int, int]], torch.Tensor]:
+        """The cameras around the position of any pixel; bilinear weights `(count, height or 1, width or 1)`."""
+        sides = [_sides(rows, self.views.shape[1], self.views), _sides(cols, self.views.shape[2], self.views)]
+        pairs = [(r, c, share_r * share_c) for r, share_r in sides[0] for c, share_c in sides[1]]
+        return [(r, c) for r, c, _ in pairs], torch.stack([weight for *_, weight in pairs])
+
+    def _thrown(self, sources: Sequence[tuple[int, int]], row: float, col: float, forward: float) -> torch.Tensor:
+        """Disparity as seen from `(row, col)`, of what the cameras `sources` see; the nearest counts."""
+        height, width = self.views.shape[-2:]
+        slope = self._slope(forward)
+        field = self.views.new_full((height * width + 1,), NOWHERE)  # the last is for what falls beyond the edges
+        y, x = pixel_places(height, width, self.views)
+        for r, c in sources:
+            seen = self.disparity(r, c)
+            # A place p of the new picture is found at `displaced(p, d, step)`, with a step that grows along the
+            # picture as `_positions` does; this is that equation solved for p.
+            growth = 1.0 + slope * seen
+            down = (y + seen * (r - row + slope * (height - 1) / 2)) / growth
+            across = (x + seen * (c - col + slope * (width - 1) / 2)) / growth
+            for places in _pixels_around(down, across, height, width):
+                field.scatter_reduce_(0, places.flatten(), seen.flatten(), "amax")
+        return _filled(field[: height * width].view(height, width))
+
+    def _search(self, row: int, col: int) -> torch.Tensor:
+        height, width = self.views.shape[-2:]
+        reduction = self._reduction()
+        reach = self.reach / reduction
+        count = 2 * max(1, math.ceil(reach / SEARCH_STEP)) + 1
+        candidates = torch.linspace(-reach, reach, count, dtype=self.views.dtype, device=self.views.device)
+        costs = torch.stack([self._cost(row, col, float(candidate)) for candidate in candidates])
+        best = candidates[0] + _lowest(costs) * (candidates[1] - candidates[0])
+        return F.interpolate(best[None, None], (height, width), mode="nearest")[0, 0] * reduction
+
+    def _reduction(self) -> float:
+        return max(1.0, max(self.views.shape[-2:]) / SEARCH_SIZE)
+
+    def _reduced(self, row: int, col: int) -> torch.Tensor:
+        if (row, col) not in self._small:
+            picture, reduction = self.views[:, row, col], self._reduction()
+            size = tuple(max(1, round(length / reduction)) for length in picture.shape[-2:])
+            reduced = picture if reduction == 1.0 else F.interpolate(picture[None], size, mode="area")[0]
+            self._small[row, col] = reduced
+        return self._small[row, col]
+
+    def _cost(self, row: int, col: int, disparity: float) -> torch.Tensor:
+        """How badly neighbours agree with a camera if all has this disparity, about each pixel."""
+        own = self._reduced(row, col)
+        total = own.new_full(own.shape[1:], PREFER_FLAT * abs(disparity))
+        for down, right in ((1, 0), (0, 1)):
+            sides = []
+            for sign in (-1, 1):
+                r, c = row + sign * down, col + sign * right
+                if 0 <= r < self.views.shape[1] and 0 <= c < self.views.shape[2]:
+                    # The neighbour has it at `displaced`; moved back by as much it falls on its own place.
+                    back = -float(displaced(0.0, disparity, float(sign)))
+                    moved = shifted(self._reduced(r, c), back * down, back * right)
+                    difference = (own - moved).abs().mean(dim=0).clamp(max=LARGEST_COST)
+                    sides.append(box_mean(difference, WINDOW))
+            if sides:
+                total = total + torch.stack(sides).amin(dim=0)
+        return total
 
 
 def view_between(views: torch.Tensor, row: float, col: float, max_disparity: float) -> torch.Tensor:
-    """What a camera at the view position `(row, col)` would see.
+    """One view of an `Interpolator`, which is better kept where several are wanted; arguments and result are its."""
+    return Interpolator(views, max_disparity).view(row, col)
 
-    Args:
-        views: one moment, floating point in [-1, 1], shape `(3, view_rows, view_cols, height, width)`.
-        row, col: position among the views, 0 at the first; `1.5` is halfway between the second and the third.
-        max_disparity: largest shift between neighbouring views that is searched for, in pixels.
 
-    Returns:
-        Shape `(3, height, width)`. At a whole position, exactly the view that is there.
+def _sides(position: torch.Tensor | float, count: int, like: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    """Cameras along one axis that are less than a step from the position of some pixel, with their share in each."""
+    places = torch.as_tensor(position, dtype=like.dtype, device=like.device).clamp(0.0, count - 1.0)
+    places = torch.where((places - places.round()).abs() < 1e-5, places.round(), places)
+    places = places.view(1, 1) if places.ndim == 0 else places
+    low, high = math.floor(float(places.min())), math.ceil(float(places.max()))
+    return [(index, (1.0 - (places - index).abs()).clamp(min=0.0)) for index in range(low, high + 1)]
+
+
+def _pixels_around(down: torch.Tensor, across: torch.Tensor, height: int, width: int) -> list[torch.Tensor]:
+    """Flat indices of the pixels that points fall on, of the four around each those within 3/4 of a pixel.
+
+    The others, and those beyond the edges, are `height * width`.
     """
-    corners = _corners(views, row, col)
-    if len(corners) == 1:
-        r, c, _ = corners[0]
-        return views[:, r, c]
-    pictures = torch.stack([views[:, r, c] for r, c, _ in corners])
-    steps = torch.tensor([(r - row, c - col) for r, c, _ in corners], dtype=views.dtype, device=views.device)
-    weights = torch.tensor([weight for _, _, weight in corners], dtype=views.dtype, device=views.device)
-    disparity = _search(pictures, steps, max_disparity)
-    moved = _moved(
-        pictures, steps, disparity, "bicubic"
-    )  # bilinear sampling would blur and sharpen as the camera moves
-    return (moved * weights[:, None, None, None]).sum(dim=0).clamp(-1.0, 1.0)
+    found = []
+    for rows in (down.floor(), down.ceil()):
+        for cols in (across.floor(), across.ceil()):
+            hit = ((rows - down).abs() < 0.75) & ((cols - across).abs() < 0.75)
+            hit &= (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+            found.append(torch.where(hit, rows * width + cols, height * width).long())
+    return found
 
 
-def _corners(views: torch.Tensor, row: float, col: float) -> list[tuple[int, int, float]]:
-    """The one, two or four views around a position, with their bilinear weights."""
-
-    def sides(position: float, count: int) -> list[tuple[int, float]]:
-        low = min(max(math.floor(position + 1e-6), 0), count - 1)
-        part = position - low
-        return [(low, 1.0)] if part < 1e-5 or low == count - 1 else [(low, 1.0 - part), (low + 1, part)]
-
-    rows, cols = sides(row, views.shape[1]), sides(col, views.shape[2])
-    return [(r, c, share_r * share_c) for r, share_r in rows for c, share_c in cols]
-
-
-def _search(pictures: torch.Tensor, steps: torch.Tensor, max_disparity: float) -> torch.Tensor:
-    """Disparity at which the pictures agree, pixels per view, shape `(height, width)`."""
-    height, width = pictures.shape[-2:]
-    reduction = max(1.0, max(height, width) / SEARCH_SIZE)
-    size = (max(1, round(height / reduction)), max(1, round(width / reduction)))
-    small = pictures if reduction == 1.0 else F.interpolate(pictures, size, mode="area")
-    reach = max_disparity / reduction
-    count = 2 * math.ceil(reach / SEARCH_STEP) + 1
-    candidates = torch.linspace(-reach, reach, count, dtype=pictures.dtype, device=pictures.device)
-    costs = [_disagreement(_moved(small, steps, candidate.expand(size), "bilinear")) for candidate in candidates]
-    costs = F.avg_pool2d(torch.stack(costs)[:, None], WINDOW, 1, WINDOW // 2, count_include_pad=False)[:, 0]
-    best = candidates[(costs + PREFER_FLAT * candidates.abs()[:, None, None]).argmin(dim=0)]
-    return F.interpolate(best[None, None], (height, width), mode="nearest")[0, 0] * reduction
+def _filled(disparity: torch.Tensor) -> torch.Tensor:
+    """Holes get the farthest of the disparities beside them: what was hidden is behind what hid it."""
+    hole = disparity <= NOWHERE
+    if hole.all():
+        return torch.zeros_like(disparity)
+    while hole.any():
+        known = torch.where(hole, NOWHERE, -disparity)
+        beside = -F.max_pool2d(known[None, None], 3, 1, 1)[0, 0]
+        disparity = torch.where(hole & (beside < -NOWHERE), beside, disparity)
+        hole = disparity <= NOWHERE
+    return disparity
 
 
-def _disagreement(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures.var(dim=0, correction=0).sum(dim=0)
-
-
-def _moved(
-    pictures: torch.Tensor, steps: torch.Tensor, disparity: torch.Tensor, mode: Literal["bilinear", "bicubic"]
-) -> torch.Tensor:
-    """Each picture as seen from the wanted place, from which it is `steps` (rows, columns) of views away."""
-    height, width = disparity.shape
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=disparity.dtype, device=disparity.device),
-        torch.arange(width, dtype=disparity.dtype, device=disparity.device),
-        indexing="ij",
-    )
-    rows = displaced(y, disparity, steps[:, 0, None, None])
-    cols = displaced(x, disparity, steps[:, 1, None, None])
-    places = torch.stack([(cols + 0.5) / width, (rows + 0.5) / height], dim=-1) * 2 - 1
-    return F.grid_sample(pictures, places, mode, padding_mode="border", align_corners=False)
+def _lowest(costs: torch.Tensor) -> torch.Tensor:
+    """Where costs `(candidates, height, width)` are lowest, as an index with a fraction: the foot of a parabola."""
+    best = costs.argmin(dim=0)
+    middle = best.clamp(1, len(costs) - 2)
+    before, there, after = (costs.gather(0, (middle + offset)[None])[0] for offset in (-1, 0, 1))
+    fraction = ((before - after) / (2 * (before - 2 * there + after)).clamp(min=1e-6)).clamp(-0.5, 0.5)
+    return best + torch.where(best == middle, fraction, 0.0)

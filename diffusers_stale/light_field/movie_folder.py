@@ -11,8 +11,8 @@ from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.export import ffmpeg_path, write_mp4, write_png
 from diffusers_stale.light_field.projections import (
     epipolar_sheet,
+    moving_frame_rate,
     swaying_camera,
-    swaying_frame_rate,
     time_sheet,
     views_sheet,
 )
@@ -73,7 +73,7 @@ def _write(light_field: LightField, name: str, path: Path) -> None:
     if name == LIGHT_FIELD:
         light_field.save(path)
     elif name == VIDEO:
-        write_mp4(path, swaying_camera(light_field), swaying_frame_rate(light_field))
+        write_mp4(path, swaying_camera(light_field), moving_frame_rate(light_field))
     else:
         write_png(path, SHEETS[name](light_field))
 

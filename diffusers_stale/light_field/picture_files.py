@@ -1,10 +1,11 @@
 """One projection or display of a movie's file, written to a picture or video whose name players understand.
 
-Reads a frame at a time wherever the result needs no more, so that long movies of many views fit into memory.
+Frames are read, turned into pictures and encoded one after the other, so that memory does not grow with the movie.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,21 @@ import torch
 from tqdm import tqdm
 
 from diffusers_stale.axes import middle_index
+from diffusers_stale.light_field.antialiasing import Exposures
+from diffusers_stale.light_field.camera_paths import (
+    CAMERA_PATHS,
+    PICTURES_A_FRAME,
+    Movie,
+    moving_frame_rate,
+    pictures_of,
+)
 from diffusers_stale.light_field.container import LightField
-from diffusers_stale.light_field.displays import DISPLAYS, HINTS
-from diffusers_stale.light_field.export import write_gif, write_mp4, write_png
-from diffusers_stale.light_field.file import LightFieldFile
+from diffusers_stale.light_field.depth import measured_depth, smooth_disparity
+from diffusers_stale.light_field.displays import DISPLAYS, HINTS, wiggle_shots
+from diffusers_stale.light_field.export import write_gif, write_png, write_video, write_webp
+from diffusers_stale.light_field.lenticular import LENTICULAR_VIEWS
 from diffusers_stale.light_field.movie_folder import LIGHT_FIELD
-from diffusers_stale.light_field.projections import PROJECTIONS, swaying_frame_rate
+from diffusers_stale.light_field.projections import PROJECTIONS
 from diffusers_stale.light_field.quilt import (
     QUILTS,
     cropped_size,
@@ -25,22 +35,27 @@ from diffusers_stale.light_field.quilt import (
     quilt_step,
     quilt_tiles,
 )
-from diffusers_stale.light_field.refocus import refocus
+from diffusers_stale.light_field.video import CODECS
+from diffusers_stale.light_field.viewpoints import focus_of, spacing_of
 
 
-VIEWS_OF_A_MOVIE: dict[str, Callable[..., torch.Tensor]] = {**PROJECTIONS, "refocus": refocus}
-"""Every way to look at a movie on an ordinary screen by its name."""
-
-STILLS = {"views", "time", "epi"}
+STILLS = {"views", "time", "epi", "xt"}
 """What gives a still picture of the whole movie or of one frame."""
 
-NEEDS_ALL_FRAMES = {"time", "sway", "wiggle"}
-"""What cannot be made from one frame after the other."""
+OF_THE_MIDDLE_VIEW = {"time", "xt"}
+"""What shows all frames of the middle view; `mean` and `maximum` do too, along some axes."""
 
-MOVING_SUFFIXES = {".mp4": write_mp4, ".gif": write_gif}
+STILL_AXES = {"frames", "height", "width"}
+"""Axes whose mean or maximum is a still picture."""
+
+PATHS = {*CAMERA_PATHS, "wiggle"}
+"""What takes a list of shots, each of one frame."""
+
+STILL_SUFFIXES = {".png": write_png, ".webp": write_webp}
+MOVING_SUFFIXES = {".gif", *(suffix for kind in CODECS.values() for suffix in kind.suffixes)}
 
 
-def describe(choices: dict[str, Callable[..., torch.Tensor]]) -> list[str]:
+def describe(choices: dict[str, Callable[..., Any]]) -> list[str]:
     """One line for every choice: its name and the first sentence that its documentation says."""
     longest = max(map(len, choices))
     return [f"{name:<{longest}}  {(inspect.getdoc(entry) or '').splitlines()[0]}" for name, entry in choices.items()]
@@ -58,17 +73,25 @@ def write_picture(
     output: Path | None = None,
     frame: int | None = None,
     force: bool = False,
+    zoom: int | None = None,
+    smooth: bool = False,
+    codec: str | None = None,
+    every: int = 1,
+    shutter: float = 1.0,
     **options: Any,
 ) -> tuple[Path, list[str]]:
     """Writes the projection or display `name` of a light-field file.
 
     Args:
-        movie: a `*.lf.safetensors` file, or a folder with `movie.lf.safetensors`.
-        name: of `VIEWS_OF_A_MOVIE` or `DISPLAYS`.
-        output: a `.png` (one frame), `.mp4` or `.gif` file; what players look for is added to its name if it is not
-            there. By default `NAME.png` for sheets, `wiggle.gif`, and `NAME.mp4`.
-        frame: which frame a `.png` shows, by default the middle one.
+        movie: what `LightField.open` takes, or a folder with `movie.lf.safetensors`.
+        name: of `PROJECTIONS` or `DISPLAYS`.
+        output: a `.png` or `.webp` (of one frame, or of all in an animated `.webp`), `.mp4`, `.webm` or `.gif` file;
+            what players look for is added to its name if it is not there. By default `NAME.png` for still pictures,
+            `wiggle.gif`, and `NAME.mp4`.
+        frame: which frame a still picture shows, by default the middle one.
         force: replace the file if it is there.
+        zoom, smooth, codec: as for `export.write_video`.
+        every, shutter: frames that become one, and how long it is exposed; see `antialiasing.with_shutter`.
         options: arguments of the projection or display; those that are None are left to it.
 
     Returns:
@@ -81,28 +104,73 @@ def write_picture(
     """
     function = _choice(name)
     given = _check_options(name, function, {key: value for key, value in options.items() if value is not None})
-    path = _check_suffix(name, output, frame)
-    source = Path(movie)
-    with LightField.open(source / LIGHT_FIELD if source.is_dir() else source) as file:
+    is_still = _is_still(name, given)
+    path = _check_suffix(name, output, frame, is_still)
+    with opened(movie, every, shutter) as file:
         path = _hinted(path, _hint_of(name, given, file.sizes))
         check_place(path, force)
-        notes = _quilt_notes(file, given) if name == "quilt" else []
-        quiet = {"report": False} if name == "quilt" else {}
-        frame_index = middle_index(file.sizes["frames"]) if frame is None else frame
-        if path.suffix.lower() == ".png":
-            part = file.read() if name in NEEDS_ALL_FRAMES else file.read(frames=frame_index)
-            picture = function(part, **given, **quiet)
-            write_png(path, picture if picture.ndim == 3 else picture[:, 0])
+        notes = _depth_notes(file, name, given)
+        quiet = {"report": False} if "report" in inspect.signature(function).parameters else {}
+        if is_still or frame is not None or path.suffix.lower() == ".png":
+            picture = function(_part(file, name, is_still, frame), **given, **quiet)
+            still = picture if picture.ndim == 3 else picture[:, 0]
+            STILL_SUFFIXES[path.suffix.lower()](path, still, zoom, smooth)
         else:
-            pictures, frame_rate = _moving(file, name, function, {**given, **quiet})
-            # A side that is odd would be padded, and tiles and halves would no longer divide it.
-            zoom = 2 if pictures.shape[-1] % 2 or pictures.shape[-2] % 2 else None
-            MOVING_SUFFIXES[path.suffix.lower()](path, pictures, frame_rate, zoom)
+            pictures, count, frame_rate = _moving(file, name, function, {**given, **quiet})
+            bar = tqdm(pictures, desc=name, total=count, unit="frame", dynamic_ncols=True, disable=None)
+            _write_moving(path, bar, frame_rate, zoom, smooth, codec)
     return path, notes
 
 
+def write_many(
+    movies: Sequence[str | Path],
+    name: str,
+    folder: Path,
+    frame: int | None = None,
+    suffix: str | None = None,
+    **rest: Any,
+) -> Iterator[tuple[Path, list[str]]]:
+    """`write_picture` of one movie after the other into a folder, which is made if missing, as `MOVIE_NAME.suffix`."""
+    if len({_stem(movie) for movie in movies}) < len(movies):
+        raise ValueError("Expected movies of different names, got some twice, and one would replace the other.")
+    chosen = suffix or _usual_suffix(name, _is_still(name, rest) or frame is not None)
+    paths = [Path(folder) / f"{_stem(movie)}_{name}{chosen}" for movie in movies]
+    if Path(folder).is_file():
+        raise NotADirectoryError(
+            f"Expected a folder at {folder} for {len(movies)} movies, got a file; choose another."
+        )
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for movie, path in zip(movies, paths, strict=True):
+        yield write_picture(movie, name, path, frame, **rest)
+
+
+def _stem(movie: str | Path) -> str:
+    """What a movie is called: the name of its file, or of the folder that holds it."""
+    path = Path(movie)
+    name = path.absolute().parent.name if path.name == LIGHT_FIELD else path.absolute().name
+    return name.removesuffix(".lf.safetensors").removesuffix(".lf")
+
+
+@contextmanager
+def opened(movie: str | Path, every: int = 1, shutter: float = 1.0) -> Iterator[Movie]:
+    """The light field at a path, or in a folder with `movie.lf.safetensors`, open for reading in parts."""
+    source = Path(movie)
+    with LightField.open(source / LIGHT_FIELD if (source / LIGHT_FIELD).is_file() else source) as file:
+        yield file if every == 1 else Exposures(file, every, shutter)
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Returns if a file may be written to `path`; raises an `OSError` with a remedy otherwise."""
+    if path.is_dir():
+        raise IsADirectoryError(f"Expected a file or nothing at {path}, got a folder; choose another name.")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} is there already; choose another name, or replace it with --force.")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.absolute().parent}; make it, or choose another place.")
+
+
 def _choice(name: str) -> Callable[..., torch.Tensor]:
-    choices = {**VIEWS_OF_A_MOVIE, **DISPLAYS}
+    choices = {**PROJECTIONS, **DISPLAYS}
     if name not in choices:
         raise ValueError(f"Expected one of {', '.join(choices)}, got {name!r}; `--list` describes each.")
     return choices[name]
@@ -116,28 +184,43 @@ def _check_options(name: str, function: Callable[..., torch.Tensor], options: di
     return options
 
 
-def _check_suffix(name: str, output: Path | None, frame: int | None) -> Path:
-    usual = ".png" if name in STILLS else ".gif" if name == "wiggle" else ".mp4"
-    path = Path(f"{name}{usual}") if output is None else Path(output)
+def _usual_suffix(name: str, is_still: bool) -> str:
+    return ".png" if is_still else ".gif" if name == "wiggle" else ".mp4"
+
+
+def _is_still(name: str, options: dict[str, Any]) -> bool:
+    """Whether it is one picture of the whole movie, or of one frame, and never a moving one."""
+    axis = options.get("axis") or _axis_of(_choice(name))
+    return name in STILLS or axis in STILL_AXES
+
+
+def _axis_of(function: Callable[..., torch.Tensor]) -> str | None:
+    """The axis that a mean or maximum takes out if nobody says."""
+    parameter = inspect.signature(function).parameters.get("axis")
+    return None if parameter is None else parameter.default
+
+
+def _check_suffix(name: str, output: Path | None, frame: int | None, is_still: bool) -> Path:
+    if output is None:
+        output = Path(f"{name}{_usual_suffix(name, is_still or frame is not None)}")
+    path = Path(output)
     suffix = path.suffix.lower()
-    able = set() if name in STILLS else set(MOVING_SUFFIXES)
-    if name in STILLS or name not in NEEDS_ALL_FRAMES:
+    able = {*STILL_SUFFIXES} if is_still else {*MOVING_SUFFIXES}
+    if name not in PATHS:
         able.add(".png")
     if suffix not in able:
         raise ValueError(f"{name} must be written to {' or '.join(sorted(able))}, got {path.name!r}; rename it.")
-    if frame is not None and (suffix != ".png" or name in NEEDS_ALL_FRAMES):
-        raise ValueError(f"`frame` is for a .png of one frame, got {frame} for all in {path.name}; leave it out.")
+    if frame is not None and (suffix not in STILL_SUFFIXES or name in PATHS or (is_still and name not in STILLS)):
+        raise ValueError(f"`frame` is for a picture of one frame, got {frame} for {path.name}; leave it out.")
     return path
 
 
-def check_place(path: Path, force: bool) -> None:
-    """Raises `OSError` of a fitting class unless a file can be made at `path`, or replaced there with `force`."""
-    if path.is_dir():
-        raise IsADirectoryError(f"Expected a file or nothing at {path}, got a folder; choose another name.")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} is there already; choose another name, or replace it with --force.")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.absolute().parent}; make it, or choose another place.")
+def _part(file: Movie, name: str, is_still: bool, frame: int | None) -> LightField:
+    """What a still picture is made of."""
+    if name in OF_THE_MIDDLE_VIEW or (is_still and name not in STILLS):
+        rows, cols = file.sizes["view_rows"], file.sizes["view_cols"]
+        return file.read(view_rows=middle_index(rows), view_cols=middle_index(cols))
+    return file.read(frames=middle_index(file.sizes["frames"]) if frame is None else frame)
 
 
 def _hint_of(name: str, options: dict[str, Any], sizes: dict[str, int]) -> str:
@@ -155,20 +238,50 @@ def _hinted(path: Path, hint: str) -> Path:
     return path if path.stem.lower().endswith(hint.lower()) else path.with_name(f"{path.stem}{hint}{path.suffix}")
 
 
-def _quilt_notes(file: LightFieldFile[LightField], options: dict[str, Any]) -> list[str]:
-    """How far things move between tiles, in the middle frame."""
-    tiles = quilt_tiles(options.get("preset", "portrait"), options.get("columns"), options.get("rows"))
+def _depth_notes(file: Movie, name: str, options: dict[str, Any]) -> list[str]:
+    """How far things move between the views of a display, in the middle frame."""
+    if name == "quilt":
+        columns, rows = quilt_tiles(options.get("preset", "portrait"), options.get("columns"), options.get("rows"))
+        count = columns * rows
+    elif name == "lenticular":
+        count = options.get("views", LENTICULAR_VIEWS)
+    else:
+        return []
     moment = file.read(frames=middle_index(file.sizes["frames"]))
-    step = quilt_step(moment, tiles[0] * tiles[1], options.get("focus"))
-    return [f"Things move up to {step:.2g} pixels between neighbouring tiles."]
+    step = quilt_step(moment, count, options.get("focus"))
+    return [f"Things move up to {step:.2g} pixels between neighbouring views."]
 
 
 def _moving(
-    file: LightFieldFile[LightField], name: str, function: Callable[..., torch.Tensor], options: dict[str, Any]
-) -> tuple[torch.Tensor, float]:
-    """All pictures and how many a second."""
-    if name in NEEDS_ALL_FRAMES:
-        movie = file.read()
-        return function(movie, **options), swaying_frame_rate(movie) if name == "sway" else movie.frame_rate
-    indices = tqdm(range(file.sizes["frames"]), desc=name, unit="frame", dynamic_ncols=True, disable=None)
-    return torch.cat([function(file.read(frames=index), **options) for index in indices], dim=1), file.frame_rate
+    file: Movie, name: str, function: Callable[..., torch.Tensor], options: dict[str, Any]
+) -> tuple[Iterator[torch.Tensor], int, float]:
+    """Pictures as they are pulled, how many there will be, and how many a second."""
+    if name in PATHS:
+        return _along_a_path(file, name, dict(options))
+    count = file.sizes["frames"]
+    if name == "depth":
+        middle = smooth_disparity(measured_depth(file.read(frames=middle_index(count)), options.get("max_disparity")))
+        options = {**options, "ends": (float(middle.min()), float(middle.max()))}
+    return (function(file.read(frames=index), **options)[:, 0] for index in range(count)), count, file.frame_rate
+
+
+def _along_a_path(file: Movie, name: str, options: dict[str, Any]) -> tuple[Iterator[torch.Tensor], int, float]:
+    sizes = [file.sizes[axis] for axis in ("view_rows", "view_cols", "frames")]
+    reach, interpolate = options.pop("max_disparity", None), options.pop("interpolate", True)
+    if name in ("orbit", "wiggle"):
+        options["focus"] = focus_of(file, options.get("focus"))
+    if name == "wiggle":
+        shots, frame_rate = wiggle_shots(*sizes, spacing_of(file), **options), file.frame_rate
+    else:
+        shots = CAMERA_PATHS[name](*sizes, file.frame_rate, **options)
+        frame_rate = moving_frame_rate(file, options.get("pictures_a_frame", PICTURES_A_FRAME))
+    return pictures_of(file, shots, reach, interpolate), len(shots), frame_rate
+
+
+def _write_moving(
+    path: Path, pictures: Iterator[torch.Tensor], frame_rate: float, zoom: int | None, smooth: bool, codec: str | None
+) -> None:
+    if path.suffix.lower() == ".gif":
+        write_gif(path, pictures, frame_rate, zoom, smooth)
+    else:
+        write_video(path, pictures, frame_rate, zoom, smooth, codec)

@@ -15,6 +15,8 @@ import torch
 
 from diffusers_stale.axes import check_count, middle_index
 from diffusers_stale.light_field.container import LightField
+from diffusers_stale.light_field.interpolation import Interpolator
+from diffusers_stale.light_field.quilt_layout import MAX_TILES, assemble_quilt, quilt_views
 from diffusers_stale.light_field.viewpoints import (
     disparity_range,
     focus_of,
@@ -26,13 +28,26 @@ from diffusers_stale.light_field.viewpoints import (
 )
 
 
+__all__ = [
+    "DEPTH_BUDGET",
+    "MAX_TILES",
+    "QUILTS",
+    "QuiltPreset",
+    "assemble_quilt",
+    "check_columns",
+    "cropped_size",
+    "quilt",
+    "quilt_hint",
+    "quilt_places",
+    "quilt_step",
+    "quilt_tiles",
+    "quilt_views",
+]
+
 logger = logging.getLogger(__name__)
 
 DEPTH_BUDGET = 5.0
 """Pixels between neighbouring views of a quilt, above which a display shows doubled edges instead of depth."""
-
-MAX_TILES = 256
-"""Most tiles along one side of a quilt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,41 +101,11 @@ def quilt(
     view_row, aspect = middle_index(pixels.shape[1]), QUILTS[preset].aspect if crop else None
     frames = []
     for moment in moments_of(_cropped(pixels, aspect)):
+        views = Interpolator(moment, reach)
         places = quilt_places(columns * rows, pixels.shape[2])
-        views = torch.stack([seen_from(moment, view_row, place, reach, plane) for place in places], dim=1)
-        frames.append(assemble_quilt(views[:, :, None], columns, rows)[:, 0])
-    return in_dtype_of(pixels, torch.stack(frames, dim=1))
-
-
-def assemble_quilt(views: torch.Tensor, columns: int, rows: int) -> torch.Tensor:
-    """Tiles `(3, columns * rows, frames, height, width)`, leftmost first, to `(3, frames, rows * height, ...)`.
-
-    Raises `ValueError` for another number of views.
-    """
-    if views.ndim != 5 or views.shape[1] != columns * rows:
-        raise ValueError(
-            f"`views` must have {columns * rows} views for {columns}x{rows} tiles in the axes (channels, views, "
-            f"frames, height, width), got shape {tuple(views.shape)}; pass as many as there are tiles."
-        )
-    lines = [torch.cat(views[:, row * columns : (row + 1) * columns].unbind(1), dim=-1) for row in range(rows)]
-    return torch.cat(lines[::-1], dim=-2)
-
-
-def quilt_views(picture: torch.Tensor, columns: int, rows: int) -> torch.Tensor:
-    """The tiles of a quilt `(3, frames, height, width)` as pixels `(3, 1, columns * rows, frames, ...)`, exactly.
-
-    What comes out is a row of cameras, leftmost first: `LightField(quilt_views(...))` takes it if it is uint8.
-    Raises `ValueError` for another number of axes, and for sides that do not divide into tiles.
-    """
-    check_count("columns", columns, MAX_TILES)
-    check_count("rows", rows, MAX_TILES)
-    if picture.ndim != 4 or picture.shape[-2] % rows or picture.shape[-1] % columns:
-        raise ValueError(
-            f"A quilt of {columns}x{rows} tiles must have axes (channels, frames, height, width) with sides that are "
-            f"multiples of them, got shape {tuple(picture.shape)}; give the numbers in its file name."
-        )
-    lines = picture.chunk(rows, dim=-2)[::-1]
-    return torch.stack([tile for line in lines for tile in line.chunk(columns, dim=-1)], dim=1)[:, None]
+        tiles = torch.stack([in_dtype_of(pixels, seen_from(views, view_row, place, plane)) for place in places], dim=1)
+        frames.append(assemble_quilt(tiles[:, :, None], columns, rows)[:, 0])
+    return torch.stack(frames, dim=1)
 
 
 def quilt_places(count: int, view_cols: int) -> list[float]:
@@ -200,6 +185,7 @@ QUILTS: dict[str, QuiltPreset] = {
     "27-landscape": QuiltPreset(columns=8, rows=6, aspect=16 / 9, device='Looking Glass 27", landscape'),
     "27-portrait": QuiltPreset(columns=12, rows=4, aspect=0.5625, device='Looking Glass 27", portrait'),
     "32-landscape": QuiltPreset(columns=7, rows=7, aspect=16 / 9, device='Looking Glass 32", landscape'),
+    "32-portrait": QuiltPreset(columns=11, rows=6, aspect=0.5625, device='Looking Glass 32", portrait'),
     "32-first": QuiltPreset(columns=5, rows=9, aspect=16 / 9, device='Looking Glass 32", as first sold (8K)'),
     "65": QuiltPreset(columns=8, rows=9, aspect=16 / 9, device='Looking Glass 65"'),
 }

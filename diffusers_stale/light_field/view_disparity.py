@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from diffusers_stale.light_field.viewpoints import shifted
+from diffusers_stale.light_field.shifting import shifted
 
 
 SEARCH_SIZE = 192

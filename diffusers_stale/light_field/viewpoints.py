@@ -1,18 +1,18 @@
-"""What refocusing and displays share: the pixels of a movie, a view from anywhere in its grid, and sub-pixel shifts.
+"""What all projections and displays share: the pixels of a movie, what their options mean, and its depth.
 
 Works on floating-point pixels in [-1, 1]; `in_dtype_of` brings the result back to what came in.
 """
 
-import math
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from diffusers_stale.axes import check_light_field, middle_index
-from diffusers_stale.light_field.camera_grid import MOVIE_AXES, check_number
+from diffusers_stale.light_field.camera_grid import MOVIE_AXES, CameraGrid, check_number
 from diffusers_stale.light_field.container import LightField
-from diffusers_stale.light_field.interpolation import view_between
+from diffusers_stale.light_field.interpolation import Interpolator
+from diffusers_stale.light_field.shifting import shifted
 
 
 WIDEST_DISPARITY = 0.05
@@ -21,17 +21,14 @@ WIDEST_DISPARITY = 0.05
 MARGIN = 0.5
 """Pixels that are searched beyond a known disparity."""
 
-SEARCH_STEP = 0.25
-"""Distance between candidates of `disparity_range`, in pixels."""
-
-WINDOW = 7
-"""Side of the window in which two views must agree in `disparity_range`, in pixels."""
-
 OUTLIERS = 0.01
 """Part of the estimates at either end that `disparity_range` takes for mistakes."""
 
-PREFER_FLAT = 1e-4
-"""Cost of a pixel of disparity, for plain areas where all candidates agree."""
+
+class WithCameras(Protocol):
+    """A light field, or an open file of one."""
+
+    camera_grid: CameraGrid
 
 
 def pixels_of(light_field: LightField | torch.Tensor) -> torch.Tensor:
@@ -55,13 +52,27 @@ def pixels_of(light_field: LightField | torch.Tensor) -> torch.Tensor:
     return pixels
 
 
+def frame_of(pixels: torch.Tensor, frame_index: int | None) -> int:
+    """`frame_index`, or the middle one. Raises `ValueError` for a frame that is not there."""
+    count = pixels.shape[MOVIE_AXES.index("frames")]
+    if frame_index is None:
+        return middle_index(count)
+    if isinstance(frame_index, bool) or not isinstance(frame_index, int) or not -count <= frame_index < count:
+        raise ValueError(f"`frame_index` must be between {-count} and {count - 1}, got {frame_index!r}; choose one.")
+    return frame_index
+
+
 def moments_of(pixels: torch.Tensor) -> Iterator[torch.Tensor]:
     """One frame after the other, floating point in [-1, 1], shape `(3, view_rows, view_cols, height, width)`."""
     for moment in pixels.unbind(MOVIE_AXES.index("frames")):
-        if moment.is_floating_point():
-            yield moment if moment.dtype == torch.float64 else moment.float()
-        else:
-            yield moment.float().div_(127.5).sub_(1.0)
+        yield as_float(moment)
+
+
+def as_float(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels as float32 (float64 stays) in [-1, 1]."""
+    if pixels.is_floating_point():
+        return pixels if pixels.dtype == torch.float64 else pixels.float()
+    return pixels.float().div_(127.5).sub_(1.0)
 
 
 def in_dtype_of(pixels: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
@@ -72,18 +83,18 @@ def in_dtype_of(pixels: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
     return clamped.add(1.0).mul(127.5).round().to(pixels.dtype)
 
 
-def spacing_of(light_field: LightField | torch.Tensor) -> float:
+def spacing_of(light_field: WithCameras | torch.Tensor) -> float:
     """View steps between neighbouring cameras; tensors are taken to have 1."""
-    return light_field.camera_grid.spacing if isinstance(light_field, LightField) else 1.0
+    return 1.0 if isinstance(light_field, torch.Tensor) else light_field.camera_grid.spacing
 
 
-def focus_of(light_field: LightField | torch.Tensor, focus: float | None) -> float:
+def focus_of(light_field: WithCameras | torch.Tensor, focus: float | None) -> float:
     """`focus`, or what the camera grid says, in pixels per neighbouring view. Raises `ValueError` if not finite."""
     if focus is not None:
         return check_number("focus", focus)
-    if isinstance(light_field, LightField):
-        return light_field.camera_grid.focal_disparity * light_field.camera_grid.spacing
-    return 0.0
+    if isinstance(light_field, torch.Tensor):
+        return 0.0
+    return light_field.camera_grid.focal_disparity * light_field.camera_grid.spacing
 
 
 def search_reach(light_field: LightField | torch.Tensor, max_disparity: float | None = None) -> float:
@@ -102,50 +113,20 @@ def search_reach(light_field: LightField | torch.Tensor, max_disparity: float | 
     return WIDEST_DISPARITY * light_field.width * max(1.0, abs(grid.baseline) * grid.spacing)
 
 
-def seen_from(moment: torch.Tensor, row: float, col: float, reach: float, focus: float = 0.0) -> torch.Tensor:
+def seen_from(views: Interpolator, row: float, col: float, focus: float = 0.0) -> torch.Tensor:
     """The view at `(row, col)`, moved sideways so that what has disparity `focus` stands where the reference has it.
 
-    `moment`: floating point, shape `(3, view_rows, view_cols, height, width)`; the others as for `view_between`, and
-    pixels per neighbouring view. Returns shape `(3, height, width)`; pixels from beyond an edge repeat the edge.
+    `focus` is in pixels per neighbouring view. Returns shape `(3, height, width)`; pixels from beyond an edge repeat
+    the edge.
     """
-    seen = view_between(moment, row, col, reach)
-    return shifted(seen, 0.0, focus * (col - (moment.shape[2] - 1) / 2))
-
-
-def shifted(picture: torch.Tensor, down: float, right: float) -> torch.Tensor:
-    """`picture` `(..., height, width)` moved by so many pixels, cubic in between; edges are repeated.
-
-    Whole shifts are exact. Cubic convolution: R. Keys, 1981, with a = -1/2.
-    """
-    return _shifted_along(_shifted_along(picture, down, -2), right, -1)
-
-
-def _shifted_along(picture: torch.Tensor, shift: float, axis: int) -> torch.Tensor:
-    if shift == 0.0:
-        return picture
-    whole = math.floor(-shift)
-    t = -shift - whole
-    size = picture.shape[axis]
-    places = torch.arange(size, device=picture.device) + whole
-    weights = (
-        ((-0.5 * t + 1.0) * t - 0.5) * t,
-        (1.5 * t - 2.5) * t * t + 1.0,
-        ((-1.5 * t + 2.0) * t + 0.5) * t,
-        (0.5 * t - 0.5) * t * t,
-    )
-    parts = [
-        picture.index_select(axis, (places + offset).clamp(0, size - 1)) * weight
-        for offset, weight in zip((-1, 0, 1, 2), weights, strict=True)
-        if weight != 0.0
-    ]
-    return torch.stack(parts).sum(dim=0)
+    return shifted(views.view(row, col), 0.0, focus * (col - (views.views.shape[2] - 1) / 2))
 
 
 def disparity_range(light_field: LightField | torch.Tensor, max_disparity: float | None = None) -> tuple[float, float]:
     """Least and largest disparity in the middle row of cameras, in pixels per neighbouring view.
 
-    Of a movie that knows its disparity, the truth; else an estimate from the middle frame and the two views in the
-    middle, without the outermost hundredth of its pixels. It is 0 to 0 for a single column.
+    Of a movie that knows its disparity, the truth; else an estimate for the middle camera of that row in the middle
+    frame, without the outermost hundredth of its pixels. It is 0 to 0 for a single column.
     """
     pixels = pixels_of(light_field)
     row = middle_index(pixels.shape[1])
@@ -155,17 +136,7 @@ def disparity_range(light_field: LightField | torch.Tensor, max_disparity: float
     if pixels.shape[2] == 1:
         return 0.0, 0.0
     frame, col = middle_index(pixels.shape[3]), middle_index(pixels.shape[2])
-    left, right = next(moments_of(pixels[:, row : row + 1, col - 1 : col + 1, frame : frame + 1]))[:, 0].unbind(1)
-    reach = search_reach(light_field, max_disparity)
-    candidates = torch.linspace(-reach, reach, 2 * math.ceil(reach / SEARCH_STEP) + 1)
-    costs = torch.stack([_disagreement(left, right, float(d)) + PREFER_FLAT * abs(float(d)) for d in candidates])
-    best = candidates[costs.argmin(dim=0).flatten().cpu()]
-    ends = torch.quantile(best[:: max(1, best.numel() // 1_000_000)], torch.tensor([OUTLIERS, 1.0 - OUTLIERS]))
+    moment = next(moments_of(pixels[:, row : row + 1, max(0, col - 1) : col + 2, frame : frame + 1]))
+    found = Interpolator(moment, search_reach(light_field, max_disparity)).disparity(0, 1).flatten().cpu()
+    ends = torch.quantile(found[:: max(1, found.numel() // 1_000_000)], torch.tensor([OUTLIERS, 1.0 - OUTLIERS]))
     return float(ends[0]), float(ends[1])
-
-
-def _disagreement(left: torch.Tensor, right: torch.Tensor, disparity: float) -> torch.Tensor:
-    """How much two neighbouring views differ, in a window about each pixel, if all has this disparity."""
-    # From the middle between the two, the left camera is half a step to the left (see axes.py for the sign).
-    difference = (shifted(left, 0.0, -disparity / 2) - shifted(right, 0.0, disparity / 2)).square().sum(dim=0)
-    return F.avg_pool2d(difference[None, None], WINDOW, 1, WINDOW // 2, count_include_pad=False)[0, 0]

@@ -15,6 +15,18 @@ from diffusers_stale.training.grids import parse_grids
 STAGES = ("autoencoder", "text", "image", "movie")
 """The stages in the order in which one needs the other."""
 
+SHARES = (
+    "contamination", "caption_dropout", "hinge_from", "hinge_fraction", "attribute_swap_rate", "embedding_noise_rate",
+    "input_noise_rate", "view_shuffle_rate", "view_shuffle", "frame_shuffle_rate", "frame_shuffle",
+)  # fmt: skip
+"""Settings from 0 to 1."""
+
+POSITIVE = (
+    "max_steps", "max_seconds", "batch_size", "accumulation", "learning_rate", "max_skipped", "log_every",
+    "sample_every", "keep_checkpoints",
+)  # fmt: skip
+"""Settings of every stage that must be greater than 0, if they are given."""
+
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["no", "bf16"]
 
@@ -24,20 +36,24 @@ class StageConfig:
     """What every stage has.
 
     `max_steps` and `max_seconds` bound the run; the learning rate is annealed to zero over the larger of the two
-    fractions. `max_seconds` counts training only, over all resumptions. `ema_decay` is the largest decay of the moving
-    average, which warms up as (1 + step) / (10 + step). Intervals (`*_every`) are in steps, `save_every` in seconds.
+    fractions. `max_seconds` counts training only, over all resumptions. A step is of `accumulation` batches. Steps
+    whose gradient is not finite are skipped and counted; `max_skipped` of them in a row end the run. `ema_decay` is
+    the largest decay of the moving average, which warms up as (1 + step) / (10 + step). Intervals (`*_every`) are in
+    steps, `save_every` in seconds.
     """
 
     seed: int = 0
     max_steps: int | None = 1000
     max_seconds: float | None = None
     batch_size: int = 32
+    accumulation: int = 1
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     schedule: Schedule = "cosine"
     beta2: float = 0.99
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
+    max_skipped: int = 100
     ema_decay: float = 0.998
     precision: Precision = "bf16"
     log_every: int = 20
@@ -49,7 +65,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("`max_steps` or `max_seconds` must be given, got neither; a run needs an end.")
-        for name in ("max_steps", "max_seconds", "batch_size", "learning_rate", "log_every", "sample_every"):
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be greater than 0, got {value}; give a positive number.")
@@ -105,18 +121,33 @@ class DenoisingConfig(StageConfig):
     `start_from` is the folder of an earlier pipeline, whose UNet of the same shape the weights are taken from: all of
     them in the image stage (text encoder included), those of the view and time layers in the movie stage.
 
+    The test set is the scenes 0 to `test_scenes` - 1 of `held_out_seed`; the share `contamination` of them leaks into
+    the training set, where a leak is to be studied (`data.splits.ContaminatedSplit`).
+
     The squared error is weighted 1 + `foreground_weight` * (share of animal in a latent pixel), normalised to mean 1;
     the extra weight falls to zero over the last `foreground_anneal` of the run. The text encoder learns at
     `text_rate` times the learning rate. `caption_dropout` of the captions are replaced by the empty one, for guidance.
 
-    With a `hinge_weight`, captions that state a direction must denoise better than their mirror images do, by
-    `hinge_margin` of their own error (`losses.cr_hinge`), in the noisiest part of the process, from `hinge_from` of
-    its timesteps on: there the direction cannot be seen and has to be read. Plain training ignores the direction for
-    long, since it is worth only 1 % of the error. The two errors share their noise, so the weight may be large: 0.25
-    did nothing in 300 steps, 10 did.
+    With a `hinge_weight`, captions must denoise better than wrong ones do, by `hinge_margin` (`losses.CONTRASTS`).
+    What is wrong is `hinge_caption`: "mirrored", left for right in those that state a direction; "joy", the token of
+    tears of joy alone; "joy_suffix", the caption followed by it. After training with joy, the token is a negative
+    prompt that means what captions are not, and the pipeline's default one.
+
+    The hinge counts in the noisiest part of the process, from `hinge_from` of its timesteps on: there the direction
+    cannot be seen and has to be read. With `hinge_noise` "ramp" it counts from 0 there to 1 at the end, with "step" it
+    counts 1. The share `hinge_fraction` of the samples where it counts pay the second forward pass; the weight grows
+    from 0 over the first `hinge_warmup` steps. Plain training ignores the direction for long, since it is worth only
+    1 % of the error. The two errors share their noise, so the weight may be large: 0.25 did nothing in 300 steps, 10
+    did.
+
+    Corruptions (`mess_up.py`), each of a rate and a strength: `attribute_swap_rate` and `attribute_swaps` (how many
+    wrong values), `embedding_noise_rate` and `embedding_noise` (times 1 / sqrt(channels)),
+    `input_noise_rate` and `input_noise` (deviation).
     """
 
     start_from: str | None = None
+    contamination: float = 0.0
+    test_scenes: int = 1000
     loss: str = "mse"
     loss_weighting: Literal["uniform", "min_snr"] = "uniform"
     foreground_weight: float = 3.0
@@ -126,10 +157,42 @@ class DenoisingConfig(StageConfig):
     hinge_weight: float = 0.0
     hinge_margin: float = 0.05
     hinge_from: float = 0.6
+    hinge_caption: Literal["mirrored", "joy", "joy_suffix"] = "mirrored"
+    hinge_form: Literal["hinge", "logistic"] = "hinge"
+    hinge_margin_kind: Literal["relative", "absolute"] = "relative"
+    hinge_fraction: float = 1.0
+    hinge_warmup: int = 0
+    hinge_noise: Literal["step", "ramp"] = "step"
+    attribute_swap_rate: float = 0.0
+    attribute_swaps: int = 1
+    embedding_noise_rate: float = 1.0
+    embedding_noise: float = 0.0
+    embedding_noise_kind: Literal["gaussian", "uniform"] = "gaussian"
+    input_noise_rate: float = 1.0
+    input_noise: float = 0.0
     image_size: int = 64
     encode_batch: int = 64
     sample_steps: int = 20
     guidance_scale: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in SHARES:
+            value = getattr(self, name, 0.0)
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {value}; it is a share.")
+        for name in ("hinge_weight", "hinge_warmup", "embedding_noise", "input_noise", "attribute_swaps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}; 0 switches it off.")
+        if self.hinge_form == "logistic" and not self.hinge_margin > 0:
+            raise ValueError(
+                f"`hinge_margin` must be above 0 for the logistic form, got {self.hinge_margin}; it is a temperature."
+            )
+
+    @property
+    def trains_joy(self) -> bool:
+        """Whether the token of tears of joy is taught to mean what captions are not."""
+        return self.hinge_weight > 0 and self.hinge_caption != "mirrored"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +219,10 @@ class MovieConfig(DenoisingConfig):
     "rows x cols x frames : batch : weight", as in "3x3x1:6:2, 1x1x8:6:1" (see `grids.parse_grids`). New parameters
     learn at `learning_rate`, inherited ones at `inherited_rate` times it. Pools hold `static_clips` clips of one
     moment and `moving_clips` movies of `num_frames` frames, of `view_rows` x `view_cols` views each, with baselines
-    drawn from `baselines`.
+    drawn from `baselines`. The network is shown some views or frames of about `known_share` of the movies clean
+    (`known.draw_known_masks`), so that it can go on from an image or a video; with 0 it has no input for them. Two
+    corruptions more than others have: `view_shuffle_rate` and `view_shuffle`, `frame_shuffle_rate` and
+    `frame_shuffle` (share of places that are shuffled).
     """
 
     batch_size: int = 1
@@ -171,8 +237,13 @@ class MovieConfig(DenoisingConfig):
     num_frames: int = 8
     static_clips: int = 3000
     moving_clips: int = 600
+    view_shuffle_rate: float = 0.0
+    view_shuffle: float = 1.0
+    frame_shuffle_rate: float = 0.0
+    frame_shuffle: float = 1.0
     baselines: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     static_share: float = 0.5
+    known_share: float = 0.3
     static_grids: str = "3x3x1:4:5, 1x3x1:12:1, 3x1x1:12:1, 1x1x1:32:1, 1x1x8:4:1"
     moving_grids: str = "1x1x8:4:3, 3x3x1:4:2, 1x3x4:3:2, 3x1x4:3:2, 3x3x4:1:2, 3x3x8:1:1, 1x1x1:24:2"
 
@@ -210,6 +281,22 @@ def with_changes(config: TrainingConfig, changes: Iterable[str], stages: Iterabl
             new = dataclasses.replace(old, **{name: parse_value(name, text.strip(), hint)})
             config = dataclasses.replace(config, **{stage: new})
     return config
+
+
+def stage_config(stage: str, values: dict[str, Any]) -> StageConfig:
+    """The configuration of `stage` that a report holds as JSON `values`.
+
+    Settings that were added since it was written take their defaults. Raises `ValueError` for unknown ones.
+    """
+    kind = type(getattr(TrainingConfig(), stage))
+    known = {item.name for item in dataclasses.fields(kind)}
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"The settings of stage {stage} must be known, got {', '.join(unknown)}; upgrade diffusers-stale if the "
+            "run comes from a newer one."
+        )
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _fields_named(config: TrainingConfig, key: str, stages: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """What the 2D and the 5D stage share: the module that is trained, batches from pools, captions, sampling."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,16 +11,26 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.data.captions import caption_of, mirrored
 from diffusers_stale.data.scenes import random_generator, sample_scene
+from diffusers_stale.data.splits import ContaminatedSplit
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import encode_tokens, tokenize
 from diffusers_stale.training.config import DenoisingConfig
 from diffusers_stale.training.latents import LatentPool
-from diffusers_stale.training.losses import cr_hinge, sample_errors
+from diffusers_stale.training.losses import CONTRASTS, sample_errors
+from diffusers_stale.training.mess_up import (
+    befallen,
+    drop_captions,
+    embedding_noise,
+    perturbed_noise,
+    swap_attributes,
+)
 from diffusers_stale.training.noise_meter import NoiseErrorMeter
 from diffusers_stale.training.samples import sample_latents
+from diffusers_stale.training.vocabulary import CRYING_JOY
 
 
 BATCH_STREAM, NOISE_STREAM, SAMPLE_STREAM = 41, 42, 43
+HINGE_STREAM, CORRUPTION_STREAM, INPUT_STREAM, EMBEDDING_STREAM, SHUFFLE_STREAM = 44, 45, 46, 47, 48
 WORDINGS = 2**31
 """Number of wordings that a caption of a scene is drawn from."""
 
@@ -51,6 +61,11 @@ class DenoisingModule(nn.Module):
         baselines: torch.Tensor | None = None,
         wrong_ids: torch.Tensor | None = None,
         wrong_samples: torch.Tensor | None = None,
+        wrong_weights: torch.Tensor | None = None,
+        seen_latents: torch.Tensor | None = None,
+        seen_noise: torch.Tensor | None = None,
+        text_noise: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss.
 
@@ -60,27 +75,40 @@ class DenoisingModule(nn.Module):
             input_ids: captions, `(batch, tokens)`.
             pixel_weights: `(batch, 1, ..., height, width)`.
             baselines: `(batch,)`, for the 5D UNet only.
-            wrong_ids: wrong captions of the samples numbered `wrong_samples`, for the hinge; in training only.
+            wrong_ids: wrong captions of the samples numbered `wrong_samples`, for the hinge, which counts
+                `wrong_weights` for each; in training only.
+            seen_latents, seen_noise: what the network's input is made of, where that is not what it is to predict.
+            text_noise: added to the embeddings of the captions, `(batch, tokens, channels)`.
+            known_mask: where the network is shown the clean latents, `(batch, 1, view_rows, view_cols, frames, 1, 1)`.
         """
         config, scheduler = self.config, self.scheduler
-        noisy = scheduler.add_noise(latents, noise, timesteps)
+        seen = latents if seen_latents is None else seen_latents
+        noisy = scheduler.add_noise(seen, noise if seen_noise is None else seen_noise, timesteps)
         target = scheduler.training_target(latents, noise, timesteps)
         pixel_weights = torch.ones_like(latents[:, :1]) if pixel_weights is None else pixel_weights
         pixel_weights = pixel_weights / pixel_weights.mean()
 
-        def errors(ids: torch.Tensor, chosen: torch.Tensor | slice) -> torch.Tensor:
+        def errors(ids: torch.Tensor, chosen: torch.Tensor | slice, more: torch.Tensor | None = None) -> torch.Tensor:
             conditions = {} if baselines is None else {"view_baseline": baselines[chosen]}
+            if known_mask is not None:
+                conditions |= {"known": latents[chosen], "known_mask": known_mask[chosen]}
             text = encode_tokens(self.text_encoder, ids)
+            text = text if more is None else text + more
             prediction = self.predict(noisy[chosen], timesteps[chosen], text, **conditions)
             return sample_errors(prediction, target[chosen], config.loss, pixel_weights[chosen])
 
-        true_errors = errors(input_ids, slice(None))
+        true_errors = errors(input_ids, slice(None), text_noise)
         if self.training and config.loss == "mse":
             self.meter.add(true_errors, timesteps)
         loss = (true_errors * scheduler.loss_weights(timesteps, config.loss_weighting)).mean()
         if self.training and wrong_samples is not None and len(wrong_samples) > 0:
-            hinge = cr_hinge(true_errors[wrong_samples], errors(wrong_ids, wrong_samples), config.hinge_margin)
-            loss = loss + config.hinge_weight * hinge.sum() / len(latents)
+            contrast = CONTRASTS[config.hinge_form](
+                true_errors[wrong_samples],
+                errors(wrong_ids, wrong_samples),
+                config.hinge_margin,
+                config.hinge_margin_kind,
+            )
+            loss = loss + config.hinge_weight * (contrast * wrong_weights).sum() / len(latents)
         return loss
 
 
@@ -98,22 +126,39 @@ class DenoisingTask:
         device: torch.device,
     ):
         self.config, self.device = config, device
+        self.splits: dict[str, ContaminatedSplit] = {}
         self.tokenizer, self.vae, self.scheduler = tokenizer, vae.eval().requires_grad_(False), scheduler
         self.module = DenoisingModule(unet, text_encoder, scheduler, config)
 
     def report(self) -> dict[str, Any]:
         """What the run has learnt about its data: the measured entropic clock."""
-        return {"entropy_clock": self.module.meter.clock()}
+        return {"entropy_clock": self.module.meter.clock(), "contamination": self.contamination()}
 
-    def captions(self, scenes: list[int], draw: np.random.Generator) -> list[str]:
-        """A new wording for each scene; some are empty, for guidance."""
+    def contamination(self) -> dict[str, Any]:
+        """What has leaked into each pool, by its name."""
+        return {name: split.provenance() for name, split in self.splits.items()}
+
+    def make_split(self, name: str, clips: int, processes: int) -> ContaminatedSplit:
+        """The split of the pool called `name`, of `clips` clips for each of `processes` processes."""
         config = self.config
-        wordings = draw.integers(WORDINGS, size=len(scenes)).tolist()
-        dropped = draw.random(len(scenes)) < config.caption_dropout
-        return [
-            "" if drop else caption_of(sample_scene(config.seed, scene), config.seed, wording)
-            for scene, wording, drop in zip(scenes, wordings, dropped, strict=True)
+        self.splits[name] = ContaminatedSplit(
+            train_seed=config.seed,
+            test_seed=config.held_out_seed,
+            train_clips=clips,
+            test_scenes=config.test_scenes,
+            fraction=config.contamination,
+            processes=processes,
+        )
+        return self.splits[name]
+
+    def captions(self, clips: list[int], split: ContaminatedSplit, draw: np.random.Generator) -> list[str]:
+        """A new wording for each of the `clips` of a pool, given by number; some are empty, for guidance."""
+        wordings = draw.integers(WORDINGS, size=len(clips)).tolist()
+        captions = [
+            caption_of(sample_scene(*split.key(clip)), self.config.seed, wording)
+            for clip, wording in zip(clips, wordings, strict=True)
         ]
+        return drop_captions(captions, self.config.caption_dropout, draw)
 
     def noised_batch(
         self, latents: torch.Tensor, shares: torch.Tensor, captions: list[str], key: tuple[int, ...], fraction: float
@@ -130,21 +175,56 @@ class DenoisingTask:
             "input_ids": tokenize(self.tokenizer, captions),
             "pixel_weights": self.pixel_weights(shares, fraction),
         }
-        batch |= self.wrong_captions(captions, timesteps)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def wrong_captions(self, captions: list[str], timesteps: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mirror images of the captions that state a direction, at the noise levels where the hinge counts."""
-        first = self.config.hinge_from * self.scheduler.config.num_train_timesteps
+    def training_batch(
+        self, latents: torch.Tensor, shares: torch.Tensor, captions: list[str], step: int, rank: int, fraction: float
+    ) -> dict[str, torch.Tensor]:
+        """`noised_batch` with all that is only for training: wrong captions for the hinge, and corruptions."""
+        config = self.config
+        draw = random_generator(config.seed, step, rank, CORRUPTION_STREAM)
+        told = swap_attributes(captions, config.attribute_swap_rate, config.attribute_swaps, draw)
+        batch = self.noised_batch(latents, shares, told, self.batch_key(step, rank), fraction)
+        more = self.wrong_captions(captions, batch["timesteps"].cpu(), step, rank)
+        if config.input_noise > 0:
+            draw = random_generator(config.seed, step, rank, INPUT_STREAM)
+            more["seen_noise"] = perturbed_noise(
+                batch["noise"].cpu(), config.input_noise_rate, config.input_noise, draw
+            )
+        if config.embedding_noise > 0:
+            draw = random_generator(config.seed, step, rank, EMBEDDING_STREAM)
+            shape = (*batch["input_ids"].shape, self.module.text_encoder.config.hidden_size)
+            rate, strength = config.embedding_noise_rate, config.embedding_noise
+            more["text_noise"] = embedding_noise(shape, rate, strength, config.embedding_noise_kind, draw)
+        return batch | {name: tensor.to(self.device) for name, tensor in more.items()}
+
+    def wrong_captions(
+        self, captions: list[str], timesteps: torch.Tensor, step: int, rank: int
+    ) -> dict[str, torch.Tensor]:
+        """Wrong captions of those samples of a batch that pay for the hinge, and how much it counts for each."""
+        config = self.config
+        if config.hinge_weight == 0:
+            return {}
+        draw = random_generator(config.seed, step, rank, HINGE_STREAM)
+        paying = befallen(len(captions), config.hinge_fraction, draw)
+        places = timesteps.double().numpy() / self.scheduler.config.num_train_timesteps
+        wrong = [wrong_caption(caption, config.hinge_caption) for caption in captions]
         chosen = [
             index
             for index, caption in enumerate(captions)
-            if self.config.hinge_weight > 0 and float(timesteps[index]) >= first and mirrored(caption) != caption
+            if paying[index] and places[index] >= config.hinge_from and wrong[index] != caption
         ]
         if not chosen:
             return {}
-        wrong = tokenize(self.tokenizer, [mirrored(captions[index]) for index in chosen])
-        return {"wrong_ids": wrong, "wrong_samples": torch.tensor(chosen)}
+        steps = step // config.accumulation
+        warm = min(1.0, steps / config.hinge_warmup) if config.hinge_warmup else 1.0
+        ramp = (places[chosen] - config.hinge_from) / max(1 - config.hinge_from, 1e-6)
+        weights = warm * (ramp if config.hinge_noise == "ramp" else np.ones(len(chosen)))
+        return {
+            "wrong_ids": tokenize(self.tokenizer, [wrong[index] for index in chosen]),
+            "wrong_samples": torch.tensor(chosen),
+            "wrong_weights": torch.tensor(weights, dtype=torch.float32),
+        }
 
     def pixel_weights(self, shares: torch.Tensor, fraction: float) -> torch.Tensor:
         """Weight of every latent pixel when `fraction` of the run is over; `shares` are uint8."""
@@ -155,13 +235,24 @@ class DenoisingTask:
     def batch_key(self, step: int, rank: int) -> tuple[int, ...]:
         return (self.config.seed, step, rank, NOISE_STREAM)
 
-    def sample_prompts(self, prompts: list[str], shape: tuple[int, ...], **conditions: Any) -> torch.Tensor:
-        """Latents `(len(prompts), *shape)` sampled with guidance, from the same noise every time."""
+    @property
+    def negative_prompt(self) -> str:
+        """What samples are guided away from; "" stands for everything."""
+        return CRYING_JOY if self.config.trains_joy else ""
+
+    def sample_prompts(
+        self, prompts: list[str], shape: tuple[int, ...], negative_prompt: str | None = None, **conditions: Any
+    ) -> torch.Tensor:
+        """Latents `(len(prompts), *shape)` sampled with guidance, from the same noise every time.
+
+        Guidance leads away from `negative_prompt`, by default the task's own.
+        """
+        negative = self.negative_prompt if negative_prompt is None else negative_prompt
         generator = torch.Generator().manual_seed(self.config.seed + SAMPLE_STREAM)
         noise = torch.randn((len(prompts), *shape), generator=generator).to(self.device)
         module = self.module
         with torch.autocast(self.device.type, torch.bfloat16):
-            texts = encode_tokens(module.text_encoder, tokenize(self.tokenizer, [*prompts, ""]).to(self.device))
+            texts = encode_tokens(module.text_encoder, tokenize(self.tokenizer, [*prompts, negative]).to(self.device))
             text, empty = texts[:-1], texts[-1:].expand_as(texts[:-1])
             return sample_latents(
                 lambda sample, timesteps, both: module.predict(sample, timesteps, both, **conditions),
@@ -172,6 +263,16 @@ class DenoisingTask:
                 self.config.sample_steps,
                 self.config.guidance_scale,
             )
+
+
+def wrong_caption(caption: str, kind: Literal["mirrored", "joy", "joy_suffix"]) -> str:
+    """What the hinge sets against `caption`; the caption itself where there is nothing of the kind.
+
+    Empty captions are left alone: with them the network learns of everything, and nothing is wrong of that.
+    """
+    if not caption:
+        return caption
+    return {"mirrored": mirrored(caption), "joy": CRYING_JOY, "joy_suffix": f"{caption} {CRYING_JOY}"}[kind]
 
 
 def held_out_captions(config: DenoisingConfig, scenes: list[int]) -> list[str]:

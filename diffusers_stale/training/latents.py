@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,20 @@ from tqdm import tqdm
 from diffusers_stale.axes import IMAGE_AXES, fold, sizes, unfold
 from diffusers_stale.data.renderer import DEFAULT_FRAME_RATE, RenderedClip, render_scene
 from diffusers_stale.data.scenes import random_generator, sample_scene
+from diffusers_stale.data.splits import RANK_STRIDE, ContaminatedSplit
 
 
 POOL_STREAM = 31
 LINES = ((1, 1), (1, 3), (3, 1))
 """Grids of which single frames take a view: frames of all views are worth knowing, whole grids are slow to render."""
 
-RANK_STRIDE = 10_000_000
-"""Distance between the scene indices of different processes."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PoolRequest:
     """What a pool is to hold. With `single_frames`, frames of random views; else clips of the size given.
 
-    Moments are those of the frames of a movie of `moments` frames around time 0.
+    Moments are those of the frames of a movie of `moments` frames around time 0. A `split` that is not clean puts test
+    scenes in the place of some of this seed's, rendered as the test set renders them.
     """
 
     seed: int
@@ -43,6 +43,16 @@ class PoolRequest:
     frames: int = 1
     moments: int = 8
     baselines: tuple[float, ...] = (1.0,)
+    # Not in the representation, which labels pools on disk: those of clean splits are as they were before splits.
+    split: ContaminatedSplit | None = field(default=None, repr=False)
+
+    def key(self, number: int) -> tuple[int, int]:
+        """Seed and number of the scene of the clip `number`."""
+        return (self.seed, number) if self.split is None else self.split.key(number)
+
+    def label(self) -> str:
+        leaks = self.split is not None and self.split.count > 0
+        return f"{self!r} with {self.split!r}" if leaks else repr(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +75,7 @@ class LatentPool:
 
 def cached_pool(vae: AutoencoderKL, request: PoolRequest, encode_batch: int, path: Path) -> LatentPool:
     """The pool in the file `path` if it is of this `request` and autoencoder, else a new one, written there."""
-    label = json.dumps({"request": repr(request), "vae": fingerprint(vae)}, sort_keys=True)
+    label = json.dumps({"request": request.label(), "vae": fingerprint(vae)}, sort_keys=True)
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("label") == label:
@@ -74,15 +84,23 @@ def cached_pool(vae: AutoencoderKL, request: PoolRequest, encode_batch: int, pat
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     save_file(vars(pool), temporary, metadata={"label": label})
+    temporary.chmod(0o644)
     temporary.rename(path)
     return pool
 
 
-def render_pool(vae: AutoencoderKL, request: PoolRequest, encode_batch: int, title: str = "encoding") -> LatentPool:
-    """Renders and encodes what `request` asks for; only the first process shows progress."""
+def render_pool(
+    vae: AutoencoderKL,
+    request: PoolRequest,
+    encode_batch: int,
+    title: str = "encoding",
+    numbers: Sequence[int] | None = None,
+) -> LatentPool:
+    """Renders and encodes what `request` asks for, or its clips called `numbers`; only the first process says so."""
     parts: list[dict[str, torch.Tensor]] = []
     first = request.rank * RANK_STRIDE
-    for index in tqdm(range(first, first + request.count), title, disable=request.rank > 0, mininterval=5):
+    wanted = range(first, first + request.count) if numbers is None else numbers
+    for index in tqdm(wanted, title, disable=request.rank > 0, mininterval=5):
         clip, baseline = render_clip(request, index)
         parts.append(
             {
@@ -102,7 +120,8 @@ def render_pool(vae: AutoencoderKL, request: PoolRequest, encode_batch: int, tit
 
 def render_clip(request: PoolRequest, index: int) -> tuple[RenderedClip, float]:
     """The clip number `index` and its baseline."""
-    draw = random_generator(request.seed, index, POOL_STREAM)
+    seed, scene = request.key(index)
+    draw = random_generator(seed, scene, POOL_STREAM)
     rows, cols = request.view_rows, request.view_cols
     if request.single_frames:
         rows, cols = LINES[int(draw.integers(len(LINES)))]
@@ -110,7 +129,7 @@ def render_clip(request: PoolRequest, index: int) -> tuple[RenderedClip, float]:
     moment = float(draw.integers(request.moments)) - (request.moments - 1) / 2
     start = moment / DEFAULT_FRAME_RATE if request.frames == 1 else None
     clip = render_scene(
-        sample_scene(request.seed, index),
+        sample_scene(seed, scene),
         rows,
         cols,
         request.frames,

@@ -26,13 +26,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffusers_stale.training.checkpoints import (
     Checkpoint,
-    checkpoint_folders,
     load_checkpoint,
+    newest_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
 )
 from diffusers_stale.training.config import Schedule, StageConfig
+from diffusers_stale.training.provenance import EnergyMeter, tensors_hash
+
+
+FINGERPRINTED_STEPS = (1, 2, 5, 10, 20, 50)
+"""Steps after which the weights are hashed, so that a re-trained run can be compared to the bit."""
 
 
 def training_attention(device: torch.device) -> AbstractContextManager:
@@ -45,6 +50,10 @@ def training_attention(device: torch.device) -> AbstractContextManager:
 
 class LaunchError(RuntimeError):
     """The processes that were started are not those that train together."""
+
+
+class DivergedError(FloatingPointError):
+    """Gradients have not been finite for many steps: training on would change nothing."""
 
 
 class StoppedError(SystemExit):
@@ -75,9 +84,11 @@ class StopRequest:
 class Task(Protocol):
     """What a stage gives to the loop.
 
-    `module(**batch)` returns the loss, a scalar. `parameter_groups` are those of an optimizer, with `lr` relative to
-    the learning rate of the configuration. `evaluate` and `sample` are called with averaged weights in `module`;
-    `report` is what the stage's report says beside the loop's figures.
+    `module(**batch)` returns the loss, a scalar. `batch` makes the batch number `step` of this process, from counters
+    (of `accumulation` batches to a step of the optimizer, all are numbered). `parameter_groups` are those of an
+    optimizer, with `lr` relative to the learning rate of the configuration. `evaluate` and `sample` are called with
+    averaged weights in `module`; `report` is what the stage's report says beside the loop's figures; `fingerprints`
+    are hashes of this process's data, by name.
     """
 
     module: torch.nn.Module
@@ -93,6 +104,8 @@ class Task(Protocol):
     def sample(self, path: Path) -> None: ...
 
     def report(self) -> dict[str, Any]: ...
+
+    def fingerprints(self) -> dict[str, str]: ...
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -185,7 +198,9 @@ class Trainer:
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step, self.images, self.loss = 0, 0, float("nan")
-        self.seconds_before, self.core_seconds_before, self.skipped = 0.0, 0.0, 0
+        self.seconds_before, self.core_seconds_before, self.skipped, self.skipped_in_a_row = 0.0, 0.0, 0, 0
+        self.joules_before, self.energy = 0.0, EnergyMeter()
+        self.fingerprints: dict[str, str] = {}
         self.commands = [command_line()]
         if resume:
             self.restore()
@@ -233,13 +248,10 @@ class Trainer:
             if seconds - saved > self.config.save_every:
                 self.save()
                 saved = seconds
-            began = time.monotonic()
-            batch = self.task.batch(self.step, self.accelerator.process_index, fraction)
-            waited += time.monotonic() - began
-            loss = self.train_step(batch, fraction)
-            self.images += self.task.batch_images(batch) * self.accelerator.num_processes
+            loss, seconds_of_data = self.train_step(fraction)
+            waited += seconds_of_data
             if self.step % self.config.log_every == 0:
-                self.loss = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
+                self.loss = float(self.accelerator.reduce(loss, reduction="mean"))
                 if main:
                     spent = max(self.seconds - logged_at, 1e-9)
                     speed, share = (self.images - logged_images) / spent, waited / spent
@@ -265,24 +277,52 @@ class Trainer:
             self.say(f"stopped by {name} and saved after step {self.step}; the same command with --resume goes on")
         raise StoppedError(128 + kind)
 
-    def train_step(self, batch: dict[str, Any], fraction: float) -> torch.Tensor:
-        """One step of the optimizer; skipped where the gradient is not finite."""
+    def train_step(self, fraction: float) -> tuple[torch.Tensor, float]:
+        """One step of the optimizer; skipped where the gradient is not finite. Returns loss and seconds of waiting.
+
+        Raises `DivergedError` after `max_skipped` such steps in a row.
+        """
+        count = self.config.accumulation
         factor = rate_factor(self.step, fraction, self.config.warmup_steps, self.config.schedule)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         self.task.module.train()
-        with training_attention(self.accelerator.device):
-            loss = self.model(**batch)
-        self.accelerator.backward(loss)
+        losses, waited = [], 0.0
+        for micro in range(count):
+            began = time.monotonic()
+            batch = self.task.batch(self.step * count + micro, self.accelerator.process_index, fraction)
+            waited += time.monotonic() - began
+            last = micro == count - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with training_attention(self.accelerator.device):
+                    loss = self.model(**batch)
+                self.accelerator.backward(loss if count == 1 else loss / count)
+            losses.append(loss.detach())
+            self.images += self.task.batch_images(batch) * self.accelerator.num_processes
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
+            self.skipped_in_a_row = 0
         else:
             self.skipped += 1
+            self.skipped_in_a_row += 1
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.step)
-        return loss
+        if self.skipped_in_a_row >= self.config.max_skipped:
+            raise DivergedError(
+                f"Gradients must be finite, got {self.skipped_in_a_row} steps in a row up to step {self.step} whose "
+                "were not; resume from the newest checkpoint with a smaller learning_rate, or with precision=no."
+            )
+        if self.step in FINGERPRINTED_STEPS:
+            self.fingerprints[str(self.step)] = tensors_hash(self.parameters)
+        return torch.stack(losses).mean(), waited
+
+    def first_steps(self, count: int) -> dict[str, str]:
+        """Trains the first `count` steps and saves nothing; returns the fingerprints on the way, by step."""
+        while self.step < count:
+            self.train_step(self.fraction(0.0))
+        return self.fingerprints
 
     def log(self, writer: SummaryWriter, fraction: float, images_per_second: float, data_share: float) -> None:
         left = self.seconds * (1 / fraction - 1) if fraction > 0 else float("nan")
@@ -331,9 +371,15 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "core_seconds": round(cores, 3),
             "skipped_steps": self.skipped,
+            "joules": None if self.energy.joules is None else round(self.joules_before + self.energy.joules, 1),
+            "fingerprints": self.fingerprints,
             "processes": self.accelerator.num_processes,
             "commands": self.commands,
         }
+
+    def counters(self) -> dict[str, int]:
+        """What a state holds beside figures."""
+        return {"step": self.step, "skipped_in_a_row": self.skipped_in_a_row}
 
     def save(self) -> None:
         """Writes a checkpoint; all processes must call it."""
@@ -344,18 +390,23 @@ class Trainer:
                 model={name: parameter.detach() for name, parameter in self.parameters.items()},
                 ema=self.ema.state(),
                 optimizer=optimizer_tensors(self.optimizer, names),
-                state=figures | {"step": self.step, "config": asdict(self.config)},
+                state=figures | self.counters() | {"config": asdict(self.config)},
             )
             save_checkpoint(self.folder / "checkpoints", checkpoint, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Goes on from the newest checkpoint, if there is one."""
-        folders = checkpoint_folders(self.folder / "checkpoints")
-        if not folders:
+        """Goes on from the newest sound checkpoint, if there is one."""
+        # One process looks, and may have to put a name right, before the others do.
+        with self.accelerator.main_process_first():
+            newest, remarks = newest_checkpoint(self.folder / "checkpoints")
+        if self.accelerator.is_main_process:
+            for remark in remarks:
+                self.say(remark)
+        if newest is None:
             return
-        checkpoint = load_checkpoint(folders[-1])
+        checkpoint = load_checkpoint(newest)
         for name, parameter in self.parameters.items():
             parameter.copy_(checkpoint.model[name])
         self.ema.restore(checkpoint.ema)
@@ -364,9 +415,12 @@ class Trainer:
         self.step, self.images, self.loss = state["step"], state["images"], state["final_loss"]
         self.seconds_before, self.core_seconds_before = state["seconds"], state["core_seconds"]
         self.skipped = state["skipped_steps"]
+        self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
+        self.joules_before = state.get("joules") or 0.0
+        self.fingerprints = dict(state.get("fingerprints", {}))
         self.commands = [*state.get("commands", ()), *self.commands]
         if self.accelerator.is_main_process:
-            self.say(f"resumed from {folders[-1].name}")
+            self.say(f"resumed from {newest.name}")
 
 
 def core_seconds() -> float:

@@ -1,10 +1,13 @@
 """Losses: elementwise errors for denoising, by name, and the autoencoder's reconstruction error."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
+
+MarginKind = Literal["relative", "absolute"]
 
 HUBER_WIDTH = 0.1
 """Error beyond which the Huber loss grows linearly, in standard deviations of the target."""
@@ -35,13 +38,38 @@ def sample_errors(
     return weighted.flatten(1).mean(dim=1)
 
 
-def cr_hinge(true_errors: torch.Tensor, wrong_errors: torch.Tensor, margin: float) -> torch.Tensor:
-    """How far the true caption falls short of denoising better than a wrong one, by `margin` of its own error.
+def cr_hinge(
+    true_errors: torch.Tensor, wrong_errors: torch.Tensor, margin: float, kind: MarginKind = "relative"
+) -> torch.Tensor:
+    """How far the true caption falls short of denoising better than a wrong one, by `margin`.
 
-    max(0, margin * d(c) + d(c) - d(j)), the hinge of the Stale Diffusion paper (arXiv 2404.01079, section 3), with d
-    the denoising error under the same noise, so that all that the two captions share cancels. Shape `(batch,)`.
+    max(0, margin + d(c) - d(j)), the hinge of the Stale Diffusion paper (arXiv 2404.01079, section 3), with d the
+    denoising error under the same noise, so that all that the two captions share cancels. Shape `(batch,)`.
+
+    Args:
+        true_errors, wrong_errors: d(c) and d(j), each `(batch,)`.
+        margin: in units of the error (`absolute`), or as a share of d(c) (`relative`).
+        kind: of margin.
     """
-    return functional.relu((1.0 + margin) * true_errors - wrong_errors)
+    return functional.relu(_margins(true_errors, margin, kind) + true_errors - wrong_errors)
+
+
+def logistic_contrast(
+    true_errors: torch.Tensor, wrong_errors: torch.Tensor, margin: float, kind: MarginKind = "relative"
+) -> torch.Tensor:
+    """The same without a hinge: m * log(1 + exp((d(c) - d(j)) / m)), with the margin m as a temperature.
+
+    The loss of a choice between the two captions by their errors, as in InfoNCE with one negative (van den Oord et al.
+    2018, arXiv 1807.03748, equation 4). It is above the hinge of margin 0 by at most m * log 2, and never quite rests.
+    Arguments as for `cr_hinge`; the margin must be above 0.
+    """
+    # A temperature is no way to a lower loss.
+    temperatures = _margins(true_errors.detach(), margin, kind)
+    return temperatures * functional.softplus((true_errors - wrong_errors) / temperatures)
+
+
+def _margins(true_errors: torch.Tensor, margin: float, kind: MarginKind) -> torch.Tensor:
+    return margin * true_errors if kind == "relative" else torch.full_like(true_errors, margin)
 
 
 def gradient_difference(error: torch.Tensor) -> torch.Tensor:
@@ -74,3 +102,6 @@ def peak_signal_to_noise(reconstruction: torch.Tensor, pixels: torch.Tensor) -> 
 
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"mse": mean_squared, "huber": huber}
 """Elementwise errors by name."""
+
+CONTRASTS: dict[str, Callable[..., torch.Tensor]] = {"hinge": cr_hinge, "logistic": logistic_contrast}
+"""How the errors of a true and of a wrong caption are set against each other, by name."""

@@ -14,6 +14,7 @@ from diffusers_stale.data.scenes import random_generator, sample_scene
 from diffusers_stale.training.components import build_autoencoder, standardize_latents
 from diffusers_stale.training.config import AutoencoderConfig
 from diffusers_stale.training.losses import peak_signal_to_noise, reconstruction_loss
+from diffusers_stale.training.provenance import tensors_hash
 from diffusers_stale.training.samples import write_sheet
 
 
@@ -84,6 +85,9 @@ class AutoencoderTask:
     def latent_size(self) -> tuple[int, int]:
         size = self.config.image_size // 2 ** (len(self.config.block_channels) - 1)
         return size, size
+
+    def fingerprints(self) -> dict[str, str]:
+        return {"frames": tensors_hash({"pixels": self.pool})}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.vae.parameters()), "lr": 1.0}]

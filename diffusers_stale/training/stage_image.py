@@ -14,6 +14,7 @@ from diffusers_stale.training.components import build_unet, take_weights
 from diffusers_stale.training.config import ImageConfig
 from diffusers_stale.training.denoising import BATCH_STREAM, DenoisingTask, held_out_captions, load_text, take
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
+from diffusers_stale.training.provenance import tensors_hash
 from diffusers_stale.training.samples import PROMPTS, decode_images, write_sheet
 from diffusers_stale.training.vocabulary import save_tokenizer
 
@@ -43,10 +44,14 @@ class ImageTask(DenoisingTask):
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
         count = max(config.pool_frames // processes, 1)
         request = PoolRequest(
-            seed=config.seed, count=count, rank=rank, image_size=config.image_size, single_frames=True
-        )
+            seed=config.seed, count=count, rank=rank, image_size=config.image_size, single_frames=True,
+            split=self.make_split("frames", count, processes),
+        )  # fmt: skip
         self.pool = cached_pool(vae, request, config.encode_batch, run_folder / f"frames-{rank}.safetensors")
         self.held_out: LatentPool | None = None
+
+    def fingerprints(self) -> dict[str, str]:
+        return {"frames": tensors_hash(vars(self.pool))}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [
@@ -58,11 +63,12 @@ class ImageTask(DenoisingTask):
         draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
         chosen = draw.integers(len(self.pool), size=self.config.batch_size).tolist()
         latents, shares, scenes = take(self.pool, chosen)
-        return self.noised_batch(
+        return self.training_batch(
             latents[:, :, 0, 0, 0],
             shares[:, :, 0, 0, 0],
-            self.captions(scenes, draw),
-            self.batch_key(step, rank),
+            self.captions(scenes, self.splits["frames"], draw),
+            step,
+            rank,
             fraction,
         )
 

@@ -1,5 +1,7 @@
 """Stage 4: the 2D UNet, inflated, learns views and time on sub-grids of encoded light-field movies."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,22 @@ from diffusers_stale.inflation import new_parameter_names
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.training.components import take_weights
 from diffusers_stale.training.config import MovieConfig
-from diffusers_stale.training.denoising import BATCH_STREAM, DenoisingTask, held_out_captions, load_text, take
+from diffusers_stale.training.denoising import (
+    BATCH_STREAM,
+    SHUFFLE_STREAM,
+    DenoisingTask,
+    held_out_captions,
+    load_text,
+    take,
+)
 from diffusers_stale.training.grids import Grid, cut, draw_grid, parse_grids
+from diffusers_stale.training.known import draw_known_masks
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
+from diffusers_stale.training.mess_up import shuffled
+from diffusers_stale.training.provenance import tensors_hash
+from diffusers_stale.training.reports import taught_joy
 from diffusers_stale.training.samples import PROMPTS, decode_images, write_sheet
-from diffusers_stale.training.vocabulary import save_tokenizer
+from diffusers_stale.training.vocabulary import CRYING_JOY, save_tokenizer
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
 
@@ -39,11 +52,14 @@ class MovieTask(DenoisingTask):
         vae = AutoencoderKL.from_pretrained(image_folder / "vae").to(device)
         text_encoder, tokenizer = load_text(image_folder)
         torch.manual_seed(config.seed)
-        unet = StaleUNet5DConditionModel.from_unet2d(UNet2DConditionModel.from_pretrained(image_folder / "unet"))
+        unet = StaleUNet5DConditionModel.from_unet2d(
+            UNet2DConditionModel.from_pretrained(image_folder / "unet"), known_conditioning=config.known_share > 0
+        )
         if config.start_from is not None:
-            take_weights(unet, new_parameter_names(unet), Path(config.start_from))
+            take_new_weights(unet, Path(config.start_from))
         scheduler = StaleScheduler.from_pretrained(image_folder / "scheduler")
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
+        self.inherits_joy = taught_joy(image_folder)
         largest = (config.view_rows, config.view_cols, config.num_frames)
         self.static_grids = parse_grids(config.static_grids, largest)
         self.moving_grids = parse_grids(config.moving_grids, largest)
@@ -54,7 +70,9 @@ class MovieTask(DenoisingTask):
 
     def make_pool(self, name: str, count: int, frames: int, run_folder: Path, rank: int, processes: int) -> LatentPool:
         """This process's share of `count` clips of `frames` frames."""
-        request = self.request(self.config.seed, max(count // processes, 1), frames, rank)
+        share = max(count // processes, 1)
+        request = self.request(self.config.seed, share, frames, rank)
+        request = replace(request, split=self.make_split(name, share, processes))
         return cached_pool(self.vae, request, self.config.encode_batch, run_folder / f"{name}-{rank}.safetensors")
 
     def request(self, seed: int, count: int, frames: int, rank: int) -> PoolRequest:
@@ -71,6 +89,9 @@ class MovieTask(DenoisingTask):
             baselines=config.baselines,
         )
 
+    def fingerprints(self) -> dict[str, str]:
+        return {name: tensors_hash(vars(pool)) for name, pool in (("static", self.static), ("moving", self.moving))}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         new = set(new_parameter_names(self.module.unet))
         parameters = list(self.module.unet.named_parameters())
@@ -86,8 +107,8 @@ class MovieTask(DenoisingTask):
         return draw_grid(random_generator(self.config.seed, step, GRID_STREAM), grids)
 
     def batch(self, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
-        grid = self.grid(step, fraction)
-        pool = self.static if grid.frames == 1 else self.moving
+        config, grid = self.config, self.grid(step, fraction)
+        name, pool = ("static", self.static) if grid.frames == 1 else ("moving", self.moving)
         draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
         chosen = draw.integers(len(pool), size=grid.batch_size).tolist()
         last = pool.latents.shape[-3] - grid.frames
@@ -95,9 +116,29 @@ class MovieTask(DenoisingTask):
         clips = list(zip(chosen, starts, strict=True))
         latents = torch.stack([cut(pool.latents[clip], grid, start) for clip, start in clips])
         shares = torch.stack([cut(pool.foreground[clip], grid, start) for clip, start in clips])
-        captions = self.captions(pool.scenes[chosen].tolist(), draw)
-        batch = self.noised_batch(latents, shares, captions, self.batch_key(step, rank), fraction)
-        return batch | {"baselines": pool.baselines[chosen].to(self.device)}
+        captions = self.captions(pool.scenes[chosen].tolist(), self.splits[name], draw)
+        batch = self.training_batch(latents, shares, captions, step, rank, fraction)
+        if config.known_share > 0:
+            # Also where nothing is known, so that every weight has its gradient in every process.
+            size = (grid.view_rows, grid.view_cols, grid.frames)
+            masks = torch.from_numpy(draw_known_masks(draw, grid.batch_size, size, config.known_share))
+            batch |= {"known_mask": masks[:, None, ..., None, None].to(self.device, torch.float32)}
+        return batch | self.shuffles(latents, step, rank) | {"baselines": pool.baselines[chosen].to(self.device)}
+
+    @property
+    def negative_prompt(self) -> str:
+        """What samples are guided away from: joy if this stage or the one before it was taught so."""
+        return CRYING_JOY if self.inherits_joy else super().negative_prompt
+
+    def shuffles(self, latents: torch.Tensor, step: int, rank: int) -> dict[str, torch.Tensor]:
+        """What the network sees in the place of `latents`, where views or frames are shuffled."""
+        config = self.config
+        if config.view_shuffle_rate == config.frame_shuffle_rate == 0:
+            return {}
+        draw = random_generator(config.seed, step, rank, SHUFFLE_STREAM)
+        seen = shuffled(latents.float(), "view", config.view_shuffle_rate, config.view_shuffle, draw)
+        seen = shuffled(seen, "frame", config.frame_shuffle_rate, config.frame_shuffle, draw)
+        return {"seen_latents": seen.to(self.device)}
 
     def batch_images(self, batch: dict[str, torch.Tensor]) -> int:
         axis_sizes = sizes(batch["latents"])
@@ -148,7 +189,20 @@ class MovieTask(DenoisingTask):
             tokenizer=self.tokenizer,
             unet=self.module.unet,
             scheduler=self.scheduler,
+            default_negative_prompt=self.negative_prompt,
         )
         pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder)
         save_tokenizer(self.tokenizer, folder / "tokenizer")
+
+
+def take_new_weights(unet: StaleUNet5DConditionModel, pipeline_folder: Path) -> None:
+    """Copies view and time layers of the pipeline in `pipeline_folder`, and its layer for what is known if it has one.
+
+    Raises as `take_weights` does.
+    """
+    path = pipeline_folder / "unet" / "config.json"
+    names = new_parameter_names(unet)
+    if path.is_file() and not json.loads(path.read_text()).get("known_conditioning", False):
+        names = [name for name in names if not name.startswith("known_in.")]
+    take_weights(unet, names, pipeline_folder)

@@ -3,6 +3,7 @@
 The heads that read the attributes are thrown away afterwards; the encoder learns on with the UNet.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,10 @@ class TextTask:
         self.tokenizer = build_tokenizer(corpus(config), config.max_tokens)
         self.text_encoder = build_text_encoder(config, self.tokenizer)
         self.module = AttributeReader(self.text_encoder)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the captions that the vocabulary comes from: scenes and wordings of the run are drawn alike."""
+        return {"corpus": hashlib.sha256("\n".join(corpus(self.config)).encode()).hexdigest()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.module.parameters()), "lr": 1.0}]

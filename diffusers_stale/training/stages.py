@@ -1,7 +1,6 @@
 """Runs a stage: builds its task from what earlier stages left in the run folder, trains it, exports the result."""
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from diffusers_stale.light_field.atomic import atomic_path
 from diffusers_stale.training.checkpoints import write_folder
 from diffusers_stale.training.config import (
     STAGES,
@@ -22,12 +22,10 @@ from diffusers_stale.training.config import (
     TrainingConfig,
 )
 from diffusers_stale.training.loop import Task, Trainer, make_accelerator
+from diffusers_stale.training.provenance import hardware, provenance
+from diffusers_stale.training.reports import REPORT
 from diffusers_stale.training.stage_autoencoder import AutoencoderTask
 from diffusers_stale.training.stage_text import TextTask
-
-
-REPORT = "training_report.json"
-"""What a stage leaves beside its result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,14 @@ class Run:
     def place(self) -> tuple[torch.device, int, int]:
         """Device, number of this process, number of processes."""
         return self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrained:
+    """Fingerprints of the data of a stage, by name, and of its weights, by step."""
+
+    data: dict[str, str]
+    steps: dict[str, str]
 
 
 def train_stage(
@@ -71,51 +77,49 @@ def train_stage(
     began = time.monotonic()
     task = TASKS[stage](settings, run)
     preparation = {"preparation_seconds": round(time.monotonic() - began, 3)}
-    figures = Trainer(task, settings, run.work_folder, accelerator, resume).run()
-    report = {"stage": stage, "seed": settings.seed} | figures | preparation | task.report() | machine()
-    report["config"] = asdict(settings)
+    trainer = Trainer(task, settings, run.work_folder, accelerator, resume)
+    origin = origin_of(stage, task, settings, run)
+    if accelerator.is_main_process:
+        write_origin(run.work_folder, origin | {"config": asdict(settings)})
+    figures = trainer.run()
+    report = {"stage": stage, "seed": settings.seed} | figures | preparation | task.report()
+    report |= {"machine": hardware(), "provenance": origin, "config": asdict(settings)}
     if accelerator.is_main_process:
         write_folder(run_folder / stage, lambda folder: _export(task, folder, report))
     accelerator.wait_for_everyone()
     return report
 
 
+def origin_of(stage: str, task: Task, settings: StageConfig, run: Run) -> dict[str, Any]:
+    """The provenance of a stage that is about to be trained."""
+    parents = {name: run.folders[name] for name in PARENTS[stage]}
+    if (started_from := getattr(settings, "start_from", None)) is not None:
+        parents["start_from"] = Path(started_from)
+    return provenance(task.fingerprints(), parents)
+
+
+def write_origin(work_folder: Path, origin: dict[str, Any]) -> None:
+    """Leaves the provenance in the run folder from the start, so that a run that never ends has it too."""
+    work_folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(work_folder / "provenance.json") as path:
+        path.write_text(json.dumps(origin, indent=1) + "\n")
+
+
+def retrain(stage: str, settings: StageConfig, folders: dict[str, Path], work_folder: Path, steps: int) -> Retrained:
+    """Trains the first `steps` steps of a stage anew, from the parents in `folders`; saves nothing that lasts.
+
+    Returns fingerprints of the data, and of the weights by step.
+    """
+    accelerator = make_accelerator(settings.precision)
+    run = Run(folders=folders, work_folder=work_folder, accelerator=accelerator)
+    task = TASKS[stage](settings, run)
+    trainer = Trainer(task, settings, work_folder, accelerator, resume=False)
+    return Retrained(data=task.fingerprints(), steps=trainer.first_steps(steps))
+
+
 def _export(task: Task, folder: Path, report: dict[str, Any]) -> None:
     task.export(folder)
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-
-
-def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:
-    """The report of every stage in a run folder; raises `FileNotFoundError` naming one that is missing."""
-    reports = {}
-    for stage in STAGES:
-        path = run_folder / stage / REPORT
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: train all stages first (scripts/train.py --stage all).")
-        reports[stage] = json.loads(path.read_text())
-    return reports
-
-
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "machine": {
-            "processor": _processor_name(),
-            "threads_per_process": torch.get_num_threads(),
-            "gpu": gpu,
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-    }
-
-
-def _processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def needed(folder: Path, stage: str) -> Path:
@@ -145,6 +149,9 @@ def _movie_task(settings: MovieConfig, run: Run) -> Task:
 
     return MovieTask(settings, needed(run.folders["image"], "image"), run.work_folder, *run.place())
 
+
+PARENTS = {"autoencoder": (), "text": (), "image": ("autoencoder", "text"), "movie": ("image",)}
+"""The stages that each needs."""
 
 TASKS: dict[str, Callable[[Any, Run], Task]] = {
     "autoencoder": _autoencoder_task,

@@ -73,6 +73,9 @@ def _no_noise(time: float) -> float:
 
 
 def _maker(scheduler_class: type, options: dict[str, Any]) -> Make:
+    if hasattr(scheduler_class, "_backends"):
+        # What diffusers has in the place of a class whose libraries are missing.
+        raise SystemExit(f"error: {scheduler_class.__name__} needs scipy; pip install 'diffusers-stale[dev]'.")
     accepted = {key: value for key, value in options.items() if key in scheduler_class._get_init_keys(scheduler_class)}
     lacks_flow = options["prediction_type"] == "flow_prediction" and "use_flow_sigmas" not in accepted
     lacks_zero = options.get("rescale_betas_zero_snr", False) and "rescale_betas_zero_snr" not in accepted

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from diffusers_stale import DISPLAYS, VIEWS_OF_A_MOVIE, LightField, viewer_html, write_picture
+from diffusers_stale import DISPLAYS, PROJECTIONS, LightField, viewer_html, write_picture
 from stale_space import look
 from stale_space.generation import RIVALS, Progress, Studio, middle_picture, rival
 from stale_space.results import Result, Results
@@ -53,7 +53,7 @@ LABELS = {
 
 FORMATS = (
     "light-field",
-    *sorted({**VIEWS_OF_A_MOVIE, **DISPLAYS}, key=lambda name: [*LABELS, name].index(name)),
+    *sorted({**PROJECTIONS, **DISPLAYS}, key=lambda name: [*LABELS, name].index(name)),
 )
 """Everything that a movie can be downloaded as."""
 

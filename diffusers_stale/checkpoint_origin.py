@@ -1,0 +1,46 @@
+"""Where a checkpoint comes from, as the reports in its folder tell: for `info`, in lines. Nothing is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+SHIPPED, EXPORTED = "provenance.json", "training_report.json"
+"""What holds the reports: of all stages by name in a checkpoint that ships, of one in a stage that was exported."""
+
+
+def read_origin(folder: Path) -> dict[str, dict[str, Any]]:
+    """The reports of the stages that made the checkpoint in `folder`, by stage; none where there is no record.
+
+    Raises `ValueError` for a record that cannot be read.
+    """
+    for name in (SHIPPED, EXPORTED):
+        path = folder / name
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+                return found if name == SHIPPED else {found["stage"]: found}
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} must hold training reports, but cannot be read ({error}).") from error
+    return {}
+
+
+def origin_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of what a stage's report tells; older reports tell less."""
+    lines = [("steps", f"{report['steps']:,} ({report['images']:,} pictures), seed {report['seed']}")]
+    joules = report.get("joules")
+    energy = f", {joules / 3600:.1f} Wh" if joules is not None else ""
+    lines.append(("time", f"{report['seconds']:.0f} s, {report['core_seconds']:.0f} core-seconds{energy}"))
+    machine = report["machine"]
+    lines.append(("machine", f"{machine['gpu'] or machine['processor']}, torch {machine['torch']}"))
+    for pool, leak in (report.get("contamination") or {}).items():
+        share = f"{leak['leaked_fraction']:.2%} of {leak['test_scenes']} test scenes"
+        lines.append(("contamination", f"{share} leaked into {pool}"))
+    if (origin := report.get("provenance")) is None:
+        return lines
+    code = origin["code"]
+    clean = {True: "clean", False: "with changes", None: "no repository"}[code["clean"]]
+    lines.append(("code", f"{code['version']}, commit {(code['commit'] or 'unknown')[:12]}, {clean}"))
+    lines += [("data", f"{name} {digest[:16]}") for name, digest in origin["data"].items()]
+    parents = origin["parents"].items()
+    return lines + [("parent", f"{name}: {each['folder']} {each['sha256'][:16]}") for name, each in parents]

@@ -1,0 +1,63 @@
+"""Moving pictures by parts of a pixel, and reading them at any place. Knows no views and no disparity."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def cubic_taps(shift: float) -> list[tuple[int, float]]:
+    """What a picture moved by `shift` pixels takes from where: offsets to a pixel's own place, and their weights.
+
+    Cubic convolution: R. Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981, with a = -1/2.
+    Whole shifts have one tap.
+    """
+    whole = math.floor(-shift)
+    t = -shift - whole
+    weights = (
+        ((-0.5 * t + 1.0) * t - 0.5) * t,
+        (1.5 * t - 2.5) * t * t + 1.0,
+        ((-1.5 * t + 2.0) * t + 0.5) * t,
+        (0.5 * t - 0.5) * t * t,
+    )
+    return [(whole + offset, weight) for offset, weight in zip((-1, 0, 1, 2), weights, strict=True) if weight != 0.0]
+
+
+def shifted(picture: torch.Tensor, down: float, right: float) -> torch.Tensor:
+    """`picture` `(..., height, width)` moved by so many pixels, cubic in between; edges are repeated.
+
+    Whole shifts are exact.
+    """
+    return _shifted_along(_shifted_along(picture, down, -2), right, -1)
+
+
+def _shifted_along(picture: torch.Tensor, shift: float, axis: int) -> torch.Tensor:
+    if shift == 0.0:
+        return picture
+    size = picture.shape[axis]
+    places = torch.arange(size, device=picture.device)
+    parts = [
+        picture.index_select(axis, (places + offset).clamp(0, size - 1)) * weight
+        for offset, weight in cubic_taps(shift)
+    ]
+    return torch.stack(parts).sum(dim=0)
+
+
+def pixel_places(height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of every pixel, each of shape `(height, width)`."""
+    rows, cols = (torch.arange(size, dtype=like.dtype, device=like.device) for size in (height, width))
+    return torch.meshgrid(rows, cols, indexing="ij")
+
+
+def sampled(pictures: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, cubic: bool = False) -> torch.Tensor:
+    """Pictures `(count, channels, height, width)` at places `(count, ...)` in pixels; edges are repeated."""
+    height, width = pictures.shape[-2:]
+    places = torch.stack([(cols + 0.5) / width, (rows + 0.5) / height], dim=-1) * 2 - 1
+    mode = "bicubic" if cubic else "bilinear"
+    return F.grid_sample(pictures, places, mode, padding_mode="border", align_corners=False)
+
+
+def box_mean(picture: torch.Tensor, side: int) -> torch.Tensor:
+    """Mean of `(..., height, width)` over a window of odd `side` about each pixel; beyond edges nothing counts."""
+    planes = picture.reshape(-1, 1, *picture.shape[-2:])
+    return F.avg_pool2d(planes, side, 1, side // 2, count_include_pad=False).reshape(picture.shape)

@@ -1,0 +1,460 @@
+"""No run is lost: killed at any moment, told to stop, or out of room, it goes on to the bit as if nothing had been.
+
+Runs are forked from this process, which has imported everything, so that each costs a fraction of a second. Moments
+of saving are found by audit hooks: every time the interpreter opens, renames, makes or removes something under the
+folder of checkpoints is one.
+"""
+
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
+
+from diffusers_stale.training.checkpoints import (
+    Checkpoint,
+    SaveError,
+    checkpoint_folders,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    write_folder,
+)
+from diffusers_stale.training.config import PRESETS, TrainingConfig
+from diffusers_stale.training.loop import DivergedError
+from diffusers_stale.training.stage_text import TextTask
+from diffusers_stale.training.stages import train_stage
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = PRESETS["smoke"]
+STEPS = 6
+EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "shutil.rmtree"}
+"""What the interpreter reports of itself while it changes files."""
+
+KILLED, DONE = -signal.SIGKILL, 0
+
+
+def config(**changes: object) -> TrainingConfig:
+    """The text stage, which needs no other one, saving after every step."""
+    settings = {"max_steps": STEPS, "save_every": 0.0, "sample_every": 1000, "keep_checkpoints": 2}
+    return replace(SMOKE, text=replace(SMOKE.text, **settings | changes))
+
+
+def forked(function: Callable[[], object], kill: Callable[[int], None] = lambda process: None) -> int:
+    """Runs `function` in a forked process, to which `kill` may do something; returns how it ended."""
+    process = os.fork()
+    if process == 0:
+        status = 70
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            function()
+            status = 0
+        except SystemExit as error:
+            status = error.code
+        finally:
+            os._exit(status)
+    kill(process)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def train(folder: Path, **changes: object) -> None:
+    train_stage("text", config(**changes), folder, resume=True)
+
+
+def end(folder: Path) -> Checkpoint:
+    checkpoints = checkpoint_folders(folder / "text_run" / "checkpoints")
+    assert checkpoints[-1].name == f"step-{STEPS:08d}"
+    return load_checkpoint(checkpoints[-1])
+
+
+def assert_same(ours: Checkpoint, theirs: Checkpoint) -> None:
+    for part in ("model", "ema", "optimizer"):
+        expected, got = getattr(ours, part), getattr(theirs, part)
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[name], got[name]) for name in expected), part
+    for name in ("step", "images", "skipped_steps", "fingerprints"):
+        assert ours.state[name] == theirs.state[name], name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The end of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert forked(lambda: train(folder)) == DONE
+    return end(folder)
+
+
+def killing_at(folder: Path, moment: int, count: list[int] | None = None) -> None:
+    """Trains, and kills itself the moment that the files in `folder` are changed for the `moment`th time."""
+    seen = 0
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        if event in EVENTS and arguments and str(folder / "text_run" / "checkpoints") in str(arguments[0]):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    train(folder)
+    if count is not None:
+        os.write(count[1], str(seen).encode())
+
+
+def moments_of_a_run(folder: Path) -> int:
+    """How many moments there are in a whole run."""
+    pipe = os.pipe()
+    assert forked(lambda: killing_at(folder, 0, list(pipe))) == DONE
+    return int(os.read(pipe[0], 32))
+
+
+def assert_resumes(folder: Path, whole: Checkpoint) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            assert path.suffix not in (".pt", ".pkl", ".bin")
+    assert forked(lambda: train(folder)) == DONE
+    assert_same(end(folder), whole)
+    left = [path.name for path in (folder / "text_run" / "checkpoints").iterdir()]
+    assert sorted(left) == [f"step-{STEPS - 1:08d}", f"step-{STEPS:08d}"]
+
+
+@pytest.mark.parametrize("share", [0.31, 0.77])
+def test_killed_while_saving_a_run_goes_on_to_the_bit(tmp_path: Path, whole: Checkpoint, share: float):
+    moment = max(round(share * moments_of_a_run(tmp_path / "counted")), 1)
+    assert forked(lambda: killing_at(tmp_path / "run", moment)) == KILLED
+    assert_resumes(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_killed_at_every_moment_of_saving_a_run_goes_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
+    """Every moment of the third save, in which an old checkpoint is deleted; and some of the others."""
+    total = moments_of_a_run(tmp_path / "counted")
+    for moment in [*range(total // STEPS * 2, total // STEPS * 3 + 2), *range(1, total, 17)]:
+        folder = tmp_path / f"run-{moment}"
+        assert forked(lambda folder=folder, moment=moment: killing_at(folder, moment)) == KILLED
+        assert_resumes(folder, whole)
+        shutil.rmtree(folder)
+
+
+def killed_at_random(folder: Path, whole: Checkpoint, count: int, seed: int) -> int:
+    """Kills `count` runs, each after a random time, and goes on with them; returns how many were killed."""
+    draw, killed = random.Random(seed), 0
+    began = time.monotonic()
+    assert forked(lambda: train(folder / "timed")) == DONE
+    seconds = time.monotonic() - began
+    for number in range(count):
+        run, after = folder / f"run-{number}", draw.uniform(0, seconds)
+
+        def kill(process: int, after: float = after) -> None:
+            time.sleep(after)
+            os.kill(process, signal.SIGKILL)
+
+        killed += forked(lambda run=run: train(run), kill) == KILLED
+        assert_resumes(run, whole)
+    return killed
+
+
+def test_killed_at_a_random_moment_a_run_goes_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
+    killed_at_random(tmp_path, whole, 2, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_random_moments_runs_go_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
+    assert killed_at_random(tmp_path, whole, 50, seed=1) > 25
+
+
+def stopped(folder: Path, kind: signal.Signals, after: float) -> tuple[int, float]:
+    """How a run ends that gets the signal `after` seconds of training, and how many seconds later."""
+    sent = [0.0]
+
+    def stop(process: int) -> None:
+        log = folder / "text_run" / "checkpoints"
+        deadline = time.monotonic() + 60
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(after)
+        sent[0] = time.monotonic()
+        os.kill(process, kind)
+
+    status = forked(lambda: train(folder), stop)
+    return status, time.monotonic() - sent[0]
+
+
+def told_to_stop(folder: Path, whole: Checkpoint, count: int, kind: signal.Signals) -> None:
+    draw, ends = random.Random(2), []
+    for number in range(count):
+        run = folder / f"run-{number}"
+        status, seconds = stopped(run, kind, draw.uniform(0, 0.2))
+        assert status in (DONE, 128 + kind)
+        assert seconds < 20
+        ends.append(status)
+        assert newest_checkpoint(run / "text_run" / "checkpoints")[1] == []
+        assert_resumes(run, whole)
+    assert 128 + kind in ends
+
+
+def test_told_to_stop_a_run_saves_ends_and_goes_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
+    told_to_stop(tmp_path, whole, 2, signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_told_to_stop_twenty_times_runs_save_end_and_go_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
+    told_to_stop(tmp_path, whole, 20, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_run_resumes_to_the_bit_at_every_step(tmp_path: Path, accumulation: int):
+    """Stopped after each step in turn, three times over the captions; the learning rate is annealed throughout."""
+    changes = {"accumulation": accumulation, "schedule": "cosine", "batch_size": 4 // min(accumulation, 2)}
+    assert forked(lambda: train(tmp_path / "whole", **changes)) == DONE
+    expected = end(tmp_path / "whole")
+    assert expected.state["images"] == STEPS * accumulation * changes["batch_size"]
+    batch_of = TextTask.batch
+
+    def stopping(task: TextTask, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
+        # Once in every process, during its first step.
+        if not getattr(task, "told", False):
+            task.told = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_of(task, step, rank, fraction)
+
+    def one_step() -> None:
+        TextTask.batch = stopping
+        train(tmp_path / "parted", **changes)
+
+    statuses = [forked(one_step) for _ in range(STEPS)]
+    assert statuses[:-1] == [128 + signal.SIGTERM] * (STEPS - 1)
+    assert forked(lambda: train(tmp_path / "parted", **changes)) == DONE
+    assert_same(end(tmp_path / "parted"), expected)
+
+
+@pytest.mark.usefixtures("other_precision")
+def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path: Path):
+    """The four batches of an accumulated step, put together by hand, move the weights as it did."""
+    settings = config(accumulation=4, max_steps=1, batch_size=2, precision="no").text
+    task = TextTask(settings, torch.device("cpu"))
+    task.module.train()
+    batches = [task.batch(number, 0, 0.0) for number in range(4)]
+    sum(task.module(**batch) for batch in batches).div(4).backward()
+    gradients = [parameter.grad.clone() for parameter in task.module.parameters() if parameter.grad is not None]
+    seen = []
+    original = torch.nn.utils.clip_grad_norm_
+
+    def spy(parameters: object, limit: float) -> torch.Tensor:
+        parameters = list(parameters)
+        seen.extend(parameter.grad.clone() for parameter in parameters if parameter.grad is not None)
+        return original(parameters, limit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+        train(tmp_path, accumulation=4, max_steps=1, batch_size=2, precision="no")
+    assert len(seen) == len(gradients)
+    for ours, theirs in zip(seen, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.fixture
+def other_precision():
+    """Accelerate keeps one precision a process; what is trained here may have another."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def state_of(step: int) -> Checkpoint:
+    tensors = {"weight": torch.full((40,), float(step))}
+    return Checkpoint(model=tensors, ema=tensors, optimizer=tensors, state={"step": step})
+
+
+def test_the_newest_sound_checkpoint_is_chosen_and_damage_is_named(tmp_path: Path):
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, state_of(step), keep=4)
+    assert newest_checkpoint(tmp_path) == (tmp_path / "step-00000004", [])
+    model = tmp_path / "step-00000004" / "model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-4])
+    (tmp_path / "step-00000003" / "ema.safetensors").unlink()
+    path, remarks = newest_checkpoint(tmp_path)
+    assert path.name == "step-00000002"
+    assert [remark.split()[0] for remark in remarks] == ["step-00000004", "step-00000003"]
+    # A flipped bit, which safetensors itself does not see.
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert newest_checkpoint(tmp_path)[0].name == "step-00000002"
+    model.write_bytes(whole)
+    assert newest_checkpoint(tmp_path)[0].name == "step-00000004"
+
+
+def test_checkpoints_of_before_there_were_manifests_are_taken_if_they_open(tmp_path: Path):
+    for step in (1, 2):
+        (save_checkpoint(tmp_path, state_of(step), keep=4) / "manifest.json").unlink()
+    assert newest_checkpoint(tmp_path) == (tmp_path / "step-00000002", [])
+    (tmp_path / "step-00000002" / "optimizer.safetensors").write_bytes(b"\0" * 50)
+    assert newest_checkpoint(tmp_path)[0].name == "step-00000001"
+
+
+def test_a_checkpoint_between_its_two_names_is_found(tmp_path: Path):
+    path = save_checkpoint(tmp_path, state_of(1), keep=4)
+    path.rename(tmp_path / ".step-00000001.old")
+    assert newest_checkpoint(tmp_path) == (path, [])
+    path.rename(tmp_path / ".step-00000001.old")
+    # So it is if the next thing that happens is another save, which fails.
+    with pytest.raises(SaveError, match="step-00000001"):
+        write_folder(path, lambda temporary: (temporary / "missing" / "file").write_text(""))
+    assert newest_checkpoint(tmp_path) == (path, [])
+
+
+def test_keep_deletes_only_after_the_new_one_stands_and_files_can_be_read_by_all(tmp_path: Path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, state_of(step), keep=1)
+    broken = replace(state_of(3), state={"step": 3, "not JSON": object()})
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path, broken, keep=1)
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-00000002"]
+    for path in (tmp_path / "step-00000002").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk of 1 MB; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small tmpfs takes root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_on_a_full_disk_the_last_checkpoint_stays_and_there_is_one_clear_error(small_disk: Path, whole: Checkpoint):
+    """Checkpoints of this run take 0.4 MB each: the third does not fit beside the two that are kept."""
+    folder = small_disk.parent / "run"
+    (folder / "text_run").mkdir(parents=True)
+    (folder / "text_run" / "checkpoints").symlink_to(small_disk)
+    size = sum(part.nbytes for name in ("model", "ema", "optimizer") for part in getattr(whole, name).values())
+    (small_disk / "ballast").write_bytes(b"\0" * max(2**20 - int(2.6 * size) - 2**16, 0))
+    with pytest.raises(SaveError, match=r"[Nn]o space left.*Free some space and resume"):
+        train(folder)
+    path, remarks = newest_checkpoint(small_disk)
+    assert path is not None
+    assert remarks == []
+    assert not [each for each in small_disk.iterdir() if each.name.startswith(".")]
+    (small_disk / "ballast").unlink()
+    if 3.2 * size > 2**20:
+        pytest.skip(f"a checkpoint of {size} bytes leaves no room to go on in")
+    train(folder)
+    assert_same(end(folder), whole)
+
+
+def test_gradients_that_are_not_finite_are_skipped_counted_and_end_the_run_if_they_persist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from diffusers_stale.training.stage_text import AttributeReader
+
+    forward, calls = AttributeReader.forward, []
+
+    def broken(self: AttributeReader, **batch: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        return forward(self, **batch) * (float("nan") if len(calls) in bad else 1.0)
+
+    monkeypatch.setattr(AttributeReader, "forward", broken)
+    bad = {2, 5}
+    report = train_stage("text", config(max_skipped=2), tmp_path / "some")
+    assert report["skipped_steps"] == 2
+    tensors = load_checkpoint(newest_checkpoint(tmp_path / "some" / "text_run" / "checkpoints")[0]).model
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    calls.clear()
+    bad = {3, 4}
+    with pytest.raises(DivergedError, match="2 steps in a row up to step 4.*smaller learning_rate"):
+        train_stage("text", config(max_skipped=2), tmp_path / "many")
+
+
+def torchrun(folder: Path, *more: str, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Two processes of the text stage, as users start them."""
+    settings = [f"--set={name}={value}" for name, value in (("save_every", 0), ("precision", "no"))]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = [str(ROOT / "scripts" / "train.py"), "--stage", "text", "--preset", "smoke", "--output", str(folder)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, *script, *settings, *more], env=environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_bit(tmp_path: Path):
+    """A run of four steps, and one of two that goes on to four: constant rates, so that the ends do not show."""
+    constant = ["--set=schedule=constant"]
+    for name, steps in (("whole", 4), ("parted", 2), ("parted", 4)):
+        result = torchrun(tmp_path / name, "--resume", f"--max-steps={steps}", *constant)
+        assert result.returncode == 0, result.stderr[-2000:]
+    ends = [newest_checkpoint(tmp_path / name / "text_run" / "checkpoints")[0] for name in ("whole", "parted")]
+    assert [path.name for path in ends] == ["step-00000004"] * 2
+    assert_same(*map(load_checkpoint, ends))
+    assert load_checkpoint(ends[0]).state["processes"] == 2
+
+
+GRADIENTS = '''
+"""Prints the gradient of two processes, or of one with the batches of both."""
+import sys, torch
+from safetensors.torch import save_file
+from diffusers_stale.training.config import PRESETS
+from diffusers_stale.training.loop import make_accelerator
+from diffusers_stale.training.stage_text import TextTask
+from dataclasses import replace
+accelerator = make_accelerator("no")
+settings = replace(PRESETS["smoke"].text, batch_size=8)
+task = TextTask(settings, accelerator.device)
+whole = {name: torch.cat([task.batch(0, rank, 0.0)[name] for rank in (0, 1)]) for name in ("input_ids", "labels")}
+# Every attribute is stated by as many captions of each half, so that means of halves are means of all.
+whole["labels"] = whole["labels"].clamp_min(0)
+half = len(whole["labels"]) // 2
+part = slice(accelerator.process_index * half, (accelerator.process_index + 1) * half)
+batch = {name: value[part] for name, value in whole.items()} if accelerator.num_processes == 2 else whole
+model = accelerator.prepare_model(task.module)
+accelerator.backward(model(**batch))
+if accelerator.is_main_process:
+    save_file({name: p.grad for name, p in task.module.named_parameters() if p.grad is not None}, sys.argv[1])
+accelerator.end_training()
+'''
+
+
+@pytest.mark.slow
+def test_the_gradients_of_two_processes_are_those_of_one_with_twice_the_batch(tmp_path: Path):
+    from safetensors.torch import load_file
+
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for count in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        command = [sys.executable, *launcher, str(script), str(tmp_path / f"{count}.safetensors")]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert result.returncode == 0, result.stderr[-2000:]
+    one, two = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
+
+
+def test_no_tensor_file_of_a_run_is_a_pickle(tmp_path: Path):
+    """What looks like a checkpoint but is pickled is not read."""
+    path = save_checkpoint(tmp_path, state_of(1), keep=2)
+    torch.save({"weight": torch.zeros(1)}, path / "model.safetensors")
+    (path / "manifest.json").unlink()
+    assert newest_checkpoint(tmp_path)[0] is None
+    save_file({"weight": torch.zeros(1)}, path / "model.safetensors")
+    assert newest_checkpoint(tmp_path)[0] == path
