@@ -288,6 +288,30 @@ def test_keys_and_names_for_everything(space: Served, visit: Callable[..., Visit
     viewer_of(page, "movie")
 
 
+def test_an_own_video_becomes_a_light_field(
+    make_components: Callable[[], dict],
+    make_unet: Callable[..., torch.nn.Module],
+    visit: Callable[..., Visit],
+    tmp_path: Path,
+):
+    pipeline = StaleDiffusionPipeline(**make_components() | {"unet": make_unet(known_conditioning=True)})
+    clip = np.linspace(0, 255, 4, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(32, 2).repeat(3, 3)
+    imageio.imwrite(tmp_path / "own.mp4", clip, plugin="FFMPEG", fps=8)
+    with served(pipeline, tmp_path / "served") as space:
+        seen = opened(visit, space.address)
+        page = seen.page
+        page.get_by_role("tab", name="Upload").click()
+        page.locator("#video-file input[type=file]").set_input_files(tmp_path / "own.mp4")
+        expect(page.locator("#video-file")).to_contain_text("own")
+        page.locator("#video-lift").click()
+        viewer_of(page, "upload")
+        expect(page.locator("#upload-facts")).to_contain_text("3 x 3 views, 4 frames")
+        (made,) = space.results.root.rglob("movie.lf.safetensors")
+        movie = LightField.load(made)
+        assert movie.provenance["pictures_given"] == 4
+        assert (set(seen.errors) - {"Method not implemented."}, seen.strangers) == (set(), [])
+
+
 def test_schedulers_are_compared(space: Served, visit: Callable[..., Visit]):
     seen = opened(visit, space.address)
     page = seen.page

@@ -17,7 +17,7 @@ from stale_space.uploads import LIGHT_FIELDS, PICTURES, VIDEOS
 EXAMPLES = (
     ("a golden horse gallops to the left near a blue barn", 0),
     ("a white cow grazes in front of a blue barn at dawn", 0),
-    ("a black horse walks behind a fence at sunset", 0),
+    ("a black horse walks to the right at sunset", 0),
     ("a white sheep stands by a red barn at noon", 0),
     ("a brown cow walks to the left at night", 0),
 )
@@ -168,6 +168,7 @@ def _settings(desk: Desk) -> dict[str, Any]:
         controls["loop"] = _control("loop", FIELDS["loop"])
         controls["joy"] = gr.Checkbox(
             label=f"Negative prompt {JOY}",
+            value=desk.studio.was_trained_with_joy,
             info=joy_info(desk.studio),
             interactive=desk.studio.knows_joy,
             elem_id="joy",
@@ -238,7 +239,9 @@ def _upload_tab(desk: Desk) -> None:
             )
             show = gr.Button("Show it", variant="primary", elem_id="upload-show")
             if desk.studio.takes_video:
-                clip = gr.File(label="Or a short video of your own", file_types=list(VIDEOS), height=150)
+                clip = gr.File(
+                    label="Or a short video of your own", file_types=list(VIDEOS), height=150, elem_id="video-file"
+                )
                 about = {name: _control(name, field, prefix="video") for name, field in VIDEO_FIELDS.items()}
                 lift = gr.Button("Make it a light field", elem_id="video-lift")
         with gr.Column(scale=6, min_width=300):
