@@ -109,8 +109,12 @@ def viewer(file: Path) -> str:
 """
 
 
+# On a phone the stage is below the settings: it is scrolled to once there is something to see in it.
 SHOW_VIEWER = """
 const show = async () => {
+    const first = element.querySelector('progress[value="1"]');
+    if (first && element.getBoundingClientRect().top > 0.7 * window.innerHeight)
+        element.scrollIntoView({behavior: 'smooth', block: 'center'});
     const frame = element.querySelector('iframe[data-source]');
     if (!frame || frame.srcdoc) return;
     const answer = await fetch(frame.dataset.source);

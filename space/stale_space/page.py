@@ -208,7 +208,7 @@ def _compare_tab(desk: Desk) -> None:
             start = gr.Button("Compare", variant="primary", scale=3, elem_id="compare-start")
             cancel = gr.Button("Cancel", scale=1, min_width=90, elem_id="compare-cancel")
     stage = gr.HTML(elem_id="compare-stage")
-    with gr.Row(elem_classes="pair"):
+    with gr.Row(elem_classes="pair results"):
         videos = [
             _video(label, f"compare-{index}")
             for index, label in enumerate(("StaleScheduler", "First rival", "Second rival"))
@@ -306,9 +306,9 @@ def _panel(desk: Desk, prefix: str) -> Panel:
     with gr.Column(visible=False, elem_classes="below") as below:
         facts = gr.HTML(elem_id=f"{prefix}-facts")
         with gr.Row(elem_classes="pair results"):
-            video = _video("The movie: the camera sways", f"{prefix}-video")
+            video = _video("Swaying camera", f"{prefix}-video")
             slices = gr.Image(
-                label="Slanted lines are parallax",
+                label="Parallax slices",
                 elem_id=f"{prefix}-slices",
                 type="filepath",
                 format="png",
