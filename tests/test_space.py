@@ -319,7 +319,7 @@ def test_joy_is_labelled_by_what_the_checkpoint_says(make_pipeline: Callable[[],
     studio = Studio(make_pipeline(), Limits())
     known = studio.knows_joy
     assert ("not trained" in joy_info(studio)) == known
-    studio.pipeline.unet.register_to_config(trained_with_joy=True)
+    studio.pipeline.register_to_config(default_negative_prompt="😂")
     assert ("was trained" in joy_info(studio)) == known
 
 

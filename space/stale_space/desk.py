@@ -35,9 +35,15 @@ RECENT = 12
 
 LABELS = {
     "light-field": "Light field (.lf.safetensors)",
-    "sway": "Movie, camera sways (MP4)",
+    "sway": "Movie, the camera sways (MP4)",
+    "orbit": "Movie, the camera orbits (MP4)",
+    "dolly": "Movie, the camera comes nearer (MP4)",
     "refocus": "Movie, refocused (MP4)",
+    "all-in-focus": "Movie, all in focus (MP4)",
+    "see-through": "Movie, seen through what is near (MP4)",
+    "view": "Movie of the middle camera (MP4)",
     "quilt": "Quilt for Looking Glass (MP4)",
+    "lenticular": "Lenticular print (MP4)",
     "sbs": "Side by side, full width (MP4)",
     "sbs-half": "Side by side, half width (MP4)",
     "tb": "Top and bottom, full height (MP4)",
@@ -45,9 +51,13 @@ LABELS = {
     "anaglyph": "Anaglyph, red and cyan (MP4)",
     "anaglyph-grey": "Anaglyph, grey (MP4)",
     "wiggle": "Wiggle (GIF)",
+    "depth": "Depth (MP4)",
     "views": "All views of one moment (PNG)",
     "time": "All frames of one view (PNG)",
     "epi": "Epipolar slices (PNG)",
+    "xt": "Slices through time (PNG)",
+    "mean": "Mean of all views (MP4)",
+    "maximum": "Brightest moment of every pixel (PNG)",
 }
 """What downloads are called; others by their own names."""
 
@@ -72,6 +82,16 @@ VIDEO_FIELDS: dict[str, Field] = {name: FIELDS[name] for name in ("prompt", "see
 
 MOST_WORK = 30_000_000
 """Pixels that may be computed for one download."""
+
+STILLS = {"views", "time", "epi", "xt", "maximum"}
+"""What is one picture."""
+
+CAMERA_PATHS = {"sway", "orbit", "dolly"}
+PATH_PICTURES = 96
+"""Pictures of a camera that moves, at least."""
+
+WORK = {"quilt": 48, "lenticular": 100, "depth": 400, "all-in-focus": 30, "see-through": 30, "dolly": 6, "sway": 3}
+"""Pictures that are computed for one frame, or what takes as long, where there are more than one."""
 
 Outputs = tuple[Any, ...]
 SKIP = gr.skip()
@@ -203,10 +223,10 @@ class Desk:
             yield (look.waiting("Waiting for the first step …"), *videos)
             for index, name in enumerate((None, *rivals)):
                 scheduler = None if name is None else rival(name, self.studio.pipeline.scheduler.config)
-                shown, start = [SKIP] * 3, time.monotonic()
+                shown = [SKIP] * 3
                 run = self.studio.generate(request, scheduler)
                 result = self.results.save((yield from watched(run, 3, f"{name or 'StaleScheduler'}, ")))
-                label = f"{name or 'StaleScheduler'}: {request.steps} steps, {time.monotonic() - start:.1f} s"
+                label = f"{name or 'StaleScheduler'}: {request.steps} steps"
                 shown[index] = gr.Video(value=self._file(result, "sway"), label=label)
                 yield (SKIP, *shown)
             yield (look.done("The same noise, the same number of steps, three schedulers."), *(SKIP,) * 3)
@@ -278,13 +298,15 @@ class Desk:
             raise ValueError(
                 f"{LABELS.get(name, name)} needs at least 2 views across, this movie has 1; make one with more."
             )
-        pictures = {"quilt": 48 * frames, "sway": max(96, 3 * frames)}.get(name, frames)
-        if pictures * height * width > MOST_WORK:
+        work = frames * height * width * WORK.get(name, 1)
+        if name in CAMERA_PATHS:
+            work = max(work, PATH_PICTURES * height * width)
+        if work > MOST_WORK:
             raise ValueError(
                 f"{LABELS.get(name, name)} of this movie is too much for this server; download the light field and "
                 "use `stale-diffusion` for it."
             )
-        suffix = ".png" if name in ("views", "time", "epi") else ".gif" if name == "wiggle" else ".mp4"
+        suffix = ".png" if name in STILLS else ".gif" if name == "wiggle" else ".mp4"
         return str(write_picture(result.movie, name, result.folder / f"{name}{suffix}", force=True)[0])
 
     # ---- links -------------------------------------------------------------------------------------------------

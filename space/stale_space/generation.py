@@ -35,8 +35,8 @@ PULSE_SECONDS = 1.0
 CONDITIONING = "known_conditioning"
 """Key of a UNet's configuration: whether it can go on from pictures that are known, and so from a video."""
 
-TRAINED_WITH_JOY = "trained_with_joy"
-"""Key of a UNet's configuration: whether captions with 😂 were what training kept it away from."""
+DEFAULT_NEGATIVE = "default_negative_prompt"
+"""Key of a pipeline's configuration: what training taught it to mean what captions are not."""
 
 
 class Cancelled(Exception):
@@ -92,7 +92,7 @@ class Studio:
     @property
     def was_trained_with_joy(self) -> bool:
         """Whether the checkpoint says that it was."""
-        return bool(self.pipeline.unet.config.get(TRAINED_WITH_JOY, False))
+        return self.pipeline.config.get(DEFAULT_NEGATIVE) == JOY
 
     def check(self, request: MovieRequest) -> None:
         """Raises `ValueError` for a movie that would take more memory than the budget; allocates nothing."""
@@ -190,7 +190,7 @@ class Studio:
             pipeline = self.pipeline if scheduler is None else self._with(scheduler)
             return pipeline(
                 request.prompt,
-                negative_prompt=JOY if request.joy else None,
+                negative_prompt=JOY if request.joy else "",
                 view_rows=request.view_rows,
                 view_cols=request.view_cols,
                 num_frames=request.frames,

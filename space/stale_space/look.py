@@ -109,8 +109,12 @@ def viewer(file: Path) -> str:
 """
 
 
+# On a phone the stage is below the settings: it is scrolled to once there is something to see in it.
 SHOW_VIEWER = """
 const show = async () => {
+    const first = element.querySelector('progress[value="1"]');
+    if (first && element.getBoundingClientRect().top > 0.7 * window.innerHeight)
+        element.scrollIntoView({behavior: 'smooth', block: 'center'});
     const frame = element.querySelector('iframe[data-source]');
     if (!frame || frame.srcdoc) return;
     const answer = await fetch(frame.dataset.source);
@@ -135,6 +139,10 @@ SHARE = f"""
 }}
 """
 """Makes the link of all fields, puts it into the address bar and the clipboard, and returns it."""
+
+
+READ = "() => { document.body.dataset.link = 'read'; }"
+"""Says to other programs in the browser that the settings of the link have been taken over."""
 
 
 def start_download(element_id: str) -> str:

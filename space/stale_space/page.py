@@ -17,7 +17,7 @@ from stale_space.uploads import LIGHT_FIELDS, PICTURES, VIDEOS
 EXAMPLES = (
     ("a golden horse gallops to the left near a blue barn", 0),
     ("a white cow grazes in front of a blue barn at dawn", 0),
-    ("a black horse walks behind a fence at sunset", 0),
+    ("a black horse walks to the right at sunset", 0),
     ("a white sheep stands by a red barn at noon", 0),
     ("a brown cow walks to the left at night", 0),
 )
@@ -66,11 +66,13 @@ def build_page(studio: Studio, results: Results, limits: Limits) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Create", id="create"):
                 controls = _create_tab(desk)
-            with gr.Tab("Compare schedulers", id="compare"):
+            with gr.Tab("Compare", id="compare"):
                 _compare_tab(desk)
-            with gr.Tab("Your own light field", id="upload"):
+            with gr.Tab("Upload", id="upload"):
                 _upload_tab(desk)
-        page.load(desk.read_link, None, [*controls.values()], api_visibility="private", show_progress="hidden")
+        page.load(desk.read_link, None, [*controls.values()], api_visibility="private", show_progress="hidden").then(
+            None, None, None, js=look.READ, api_visibility="private"
+        )
     page.queue(max_size=limits.queue, default_concurrency_limit=1)
     return page
 
@@ -132,15 +134,7 @@ def _create_tab(desk: Desk) -> dict[str, Any]:
         show_progress_on=[panel.stage],
         api_visibility="private",
     )
-    cancel.click(
-        lambda: look.waiting("Cancelled. Nothing was kept."),
-        None,
-        [panel.stage],
-        cancels=[made],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    _cancels(cancel, made, panel.stage, look.waiting("Cancelled. Nothing was kept."))
     gallery.select(
         desk.show_again,
         [recent],
@@ -174,6 +168,7 @@ def _settings(desk: Desk) -> dict[str, Any]:
         controls["loop"] = _control("loop", FIELDS["loop"])
         controls["joy"] = gr.Checkbox(
             label=f"Negative prompt {JOY}",
+            value=desk.studio.was_trained_with_joy,
             info=joy_info(desk.studio),
             interactive=desk.studio.knows_joy,
             elem_id="joy",
@@ -213,7 +208,7 @@ def _compare_tab(desk: Desk) -> None:
             start = gr.Button("Compare", variant="primary", scale=3, elem_id="compare-start")
             cancel = gr.Button("Cancel", scale=1, min_width=90, elem_id="compare-cancel")
     stage = gr.HTML(elem_id="compare-stage")
-    with gr.Row(elem_classes="pair"):
+    with gr.Row(elem_classes="pair results"):
         videos = [
             _video(label, f"compare-{index}")
             for index, label in enumerate(("StaleScheduler", "First rival", "Second rival"))
@@ -229,15 +224,7 @@ def _compare_tab(desk: Desk) -> None:
         show_progress_on=[stage],
         api_visibility="private",
     )
-    cancel.click(
-        lambda: look.done("Cancelled."),
-        None,
-        [stage],
-        cancels=[compared],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    _cancels(cancel, compared, stage, look.done("Cancelled."))
 
 
 def _upload_tab(desk: Desk) -> None:
@@ -252,7 +239,9 @@ def _upload_tab(desk: Desk) -> None:
             )
             show = gr.Button("Show it", variant="primary", elem_id="upload-show")
             if desk.studio.takes_video:
-                clip = gr.File(label="Or a short video of your own", file_types=list(VIDEOS), height=150)
+                clip = gr.File(
+                    label="Or a short video of your own", file_types=list(VIDEOS), height=150, elem_id="video-file"
+                )
                 about = {name: _control(name, field, prefix="video") for name, field in VIDEO_FIELDS.items()}
                 lift = gr.Button("Make it a light field", elem_id="video-lift")
         with gr.Column(scale=6, min_width=300):
@@ -305,14 +294,21 @@ def _video(label: str, element_id: str) -> gr.Video:
     )
 
 
+def _cancels(button: gr.Button, event: Any, stage: gr.HTML, said: str) -> None:
+    """Has `button` end `event`; what is `said` comes after that, so that no late step is shown instead."""
+    button.click(None, None, None, cancels=[event], queue=False, api_visibility="private").then(
+        lambda: said, None, [stage], queue=False, show_progress="hidden", api_visibility="private"
+    )
+
+
 def _panel(desk: Desk, prefix: str) -> Panel:
     stage = gr.HTML(look.EMPTY, js_on_load=look.SHOW_VIEWER, elem_id=f"{prefix}-stage", elem_classes="screen")
     with gr.Column(visible=False, elem_classes="below") as below:
         facts = gr.HTML(elem_id=f"{prefix}-facts")
         with gr.Row(elem_classes="pair results"):
-            video = _video("The movie: the camera sways", f"{prefix}-video")
+            video = _video("Swaying camera", f"{prefix}-video")
             slices = gr.Image(
-                label="Slanted lines are parallax",
+                label="Parallax slices",
                 elem_id=f"{prefix}-slices",
                 type="filepath",
                 format="png",

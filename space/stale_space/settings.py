@@ -22,8 +22,9 @@ class Limits:
     """What one visitor may take of the machine.
 
     `images`: views times frames of a movie. `memory`: bytes of one generation by `estimate_memory`. `seconds`: of one
-    generation on the device. `queue`: requests that may wait. `upload_bytes`, `upload_pixels`, `view_size`: of an
-    uploaded file, of all its pictures decoded, and of the longer side of one view. `disk_bytes`, `keep_seconds`: of
+    generation on the device. `queue`: requests that may wait. `upload_bytes`, `upload_pixels`: of an
+    uploaded file and of its picture. `movie_pixels`, `view_size`: of all views and frames of an uploaded movie, and of
+    the longer side of one view. `disk_bytes`, `keep_seconds`: of
     everything that is kept. `body_bytes`: of a request that is no upload.
     """
 
@@ -33,7 +34,8 @@ class Limits:
     queue: int = 24
     upload_bytes: int = 32 * MIB
     upload_pixels: int = 24_000_000
-    view_size: int = 512
+    movie_pixels: int = 8_000_000
+    view_size: int = 256
     disk_bytes: int = 2 * GIB
     keep_seconds: float = 3600.0
     body_bytes: int = 64 * 1024

@@ -58,9 +58,9 @@ def _read_movie(path: Path, limits: Limits) -> LightField:
     with file:
         sizes = file.sizes
         pixels = math.prod(sizes[name] for name in ("view_rows", "view_cols", "frames", "height", "width"))
-        if max(sizes["height"], sizes["width"]) > limits.view_size or pixels > limits.upload_pixels:
+        if max(sizes["height"], sizes["width"]) > limits.view_size or pixels > limits.movie_pixels:
             raise ValueError(
-                f"A light field must have views of at most {limits.view_size} pixels and {limits.upload_pixels} "
+                f"A light field must have views of at most {limits.view_size} pixels and {limits.movie_pixels} "
                 f"pixels in all, got {sizes['height']}x{sizes['width']} and {pixels}; cut it with `LightField.select`."
             )
         # Its disparity and its provenance are the visitor's business, and may be anything.
