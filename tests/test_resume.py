@@ -98,8 +98,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return end(folder)
 
 
-def killing_at(folder: Path, moment: int, count: list[int] | None = None) -> None:
-    """Trains, and kills itself the moment that the files in `folder` are changed for the `moment`th time."""
+def at_moment(folder: Path, moment: int, act: Callable[[], object]) -> int:
+    """Trains, and acts when files of checkpoints are changed for the `moment`th time; returns how often they are."""
     seen = 0
 
     def watch(event: str, arguments: tuple) -> None:
@@ -107,18 +107,22 @@ def killing_at(folder: Path, moment: int, count: list[int] | None = None) -> Non
         if event in EVENTS and arguments and str(folder / "text_run" / "checkpoints") in str(arguments[0]):
             seen += 1
             if seen == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
 
     sys.addaudithook(watch)
     train(folder)
-    if count is not None:
-        os.write(count[1], str(seen).encode())
+    return seen
+
+
+def killing_at(folder: Path, moment: int) -> int:
+    """Trains, and kills itself at that moment."""
+    return at_moment(folder, moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def moments_of_a_run(folder: Path) -> int:
     """How many moments there are in a whole run."""
     pipe = os.pipe()
-    assert forked(lambda: killing_at(folder, 0, list(pipe))) == DONE
+    assert forked(lambda: os.write(pipe[1], str(killing_at(folder, 0)).encode())) == DONE
     return int(os.read(pipe[0], 32))
 
 
@@ -177,34 +181,29 @@ def test_killed_at_fifty_random_moments_runs_go_on_to_the_bit(tmp_path: Path, wh
     assert killed_at_random(tmp_path, whole, 50, seed=1) > 25
 
 
-def stopped(folder: Path, kind: signal.Signals, after: float) -> tuple[int, float]:
-    """How a run ends that gets the signal `after` seconds of training, and how many seconds later."""
-    sent = [0.0]
+def stopped(folder: Path, kind: signal.Signals, moment: int) -> tuple[int, float]:
+    """How a run ends that gets the signal at that moment, and how many seconds later."""
+    pipe = os.pipe()
 
-    def stop(process: int) -> None:
-        log = folder / "text_run" / "checkpoints"
-        deadline = time.monotonic() + 60
-        while not log.exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(after)
-        sent[0] = time.monotonic()
-        os.kill(process, kind)
+    def stop() -> None:
+        os.write(pipe[1], str(time.monotonic()).encode())
+        os.kill(os.getpid(), kind)
 
-    status = forked(lambda: train(folder), stop)
-    return status, time.monotonic() - sent[0]
+    status = forked(lambda: at_moment(folder, moment, stop))
+    return status, time.monotonic() - float(os.read(pipe[0], 32))
 
 
 def told_to_stop(folder: Path, whole: Checkpoint, count: int, kind: signal.Signals) -> None:
-    draw, ends = random.Random(2), []
+    """The first in the middle of the run; the others anywhere from its first save on, the last one included."""
+    draw, total = random.Random(2), moments_of_a_run(folder / "counted")
     for number in range(count):
         run = folder / f"run-{number}"
-        status, seconds = stopped(run, kind, draw.uniform(0, 0.2))
-        assert status in (DONE, 128 + kind)
+        moment = draw.randint(total // STEPS, total) if number else total // 2
+        status, seconds = stopped(run, kind, moment)
+        assert status == 128 + kind if number == 0 else status in (DONE, 128 + kind)
         assert seconds < 20
-        ends.append(status)
         assert newest_checkpoint(run / "text_run" / "checkpoints")[1] == []
         assert_resumes(run, whole)
-    assert 128 + kind in ends
 
 
 def test_told_to_stop_a_run_saves_ends_and_goes_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
