@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
 
+from diffusers_stale.autoencoding import normalized
 from diffusers_stale.axes import AXES, IMAGE_AXES, fold, middle_index, sizes, unfold
+from diffusers_stale.light_field.video import read_moments
 from diffusers_stale.text_encoding import describe
 
 
@@ -107,11 +108,10 @@ class KnownPictures:
         """
         images = fold(self.pixels, IMAGE_AXES)
         chosen = self.mask.flatten().nonzero()[:, 0]
-        config = vae.config
         encoded = [
             vae.encode(part.to(device, vae.dtype)).latent_dist.mode() for part in images[chosen].split(chunk_size)
         ]
-        encoded = (torch.cat(encoded) - (config.shift_factor or 0.0)) * config.scaling_factor
+        encoded = normalized(torch.cat(encoded), vae.config)
         latents = encoded.new_zeros(len(images), *encoded.shape[1:])
         latents[chosen.to(device)] = encoded
         latents = unfold(latents, IMAGE_AXES, sizes(self.pixels)).to(dtype)
@@ -133,11 +133,10 @@ def inpainting_channels(
     Returns:
         A mask that is 1 where there is something to paint, and latents of the rest; `(movies, 1 + channels, ...)`.
     """
-    factor, config = 2 ** (len(vae.config.block_out_channels) - 1), vae.config
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     height, width = (size * factor for size in latents.shape[-2:])
     grey = vae.encode(torch.zeros(1, 3, height, width, device=vae.device, dtype=vae.dtype)).latent_dist.mode()
-    grey = (grey.to(latents) - (config.shift_factor or 0.0)) * config.scaling_factor
-    grey = grey[:, :, None, None, None].expand(latents.shape)
+    grey = normalized(grey.to(latents), vae.config)[:, :, None, None, None].expand(latents.shape)
     if known is None:
         return torch.cat([torch.ones_like(latents[:, :1]), grey], dim=1)
     mask = known_mask.expand_as(latents[:, :1])
@@ -228,13 +227,8 @@ def read_video_file(path: str | Path, num_frames: int, frame_rate: float) -> lis
         ValueError: naming a file that is no video.
         OSError: where the file, or ffmpeg, is missing.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing; name a video file.")
-    wanted = ["-vf", f"fps={frame_rate:g}", "-frames:v", str(num_frames)]
     try:
-        frames = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24", output_params=wanted)
-        width, height = next(frames)["size"]
-        return [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames]
-    except (OSError, RuntimeError, StopIteration, ValueError) as error:
-        reason = (str(error).strip().splitlines() or ["nothing in it"])[-1]
-        raise ValueError(f"{path} must be a video, got {reason}; convert it to MP4.") from error
+        frames = read_moments(path, num_frames, frame_rate)
+    except ValueError as error:
+        raise ValueError(f"{path} must be a video, got something else; convert it to MP4. ({error})") from error
+    return list(frames.permute(1, 2, 3, 0).contiguous().numpy())

@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.added_conditions import Size, added_conditions, check_added, takes_pooled_text
+from diffusers_stale.autoencoding import denormalized
 from diffusers_stale.axes import IMAGE_AXES, axis_index, check_count, check_light_field, fold, sizes, unfold
 from diffusers_stale.denoising import Callback, DenoisingMixin
 from diffusers_stale.known_pictures import Picture, Video, inpainting_channels, known_pictures
@@ -248,7 +249,7 @@ class StaleDiffusionPipeline(
         axis_sizes = sizes(check_light_field(latents, "latents"))
         config, factor = self.vae.config, self.vae_scale_factor
         images = fold(latents, IMAGE_AXES)
-        images = images / config.scaling_factor + (config.shift_factor or 0.0)
+        images = denormalized(images, config)
         height, width = axis_sizes["height"] * factor, axis_sizes["width"] * factor
         pixels = torch.empty(len(images), config.out_channels, height, width)
         chunks = zip(pixels.split(decode_chunk_size), images.split(decode_chunk_size), strict=True)

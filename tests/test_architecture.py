@@ -28,6 +28,7 @@ ROOM_OF_MODULE = {
     "added_conditions": "pipeline",
     "checkpoint_checks": "hub",
     "checkpoint_origin": "hub",
+    "autoencoding": "pipeline",
     "denoising": "pipeline",
     "inflation": "inflation",
     "known_pictures": "pipeline",

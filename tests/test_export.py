@@ -1,5 +1,6 @@
 """Every picture and video that is written, decoded again by another library: PyAV for videos, Pillow for pictures."""
 
+import subprocess
 import weakref
 from collections.abc import Iterator
 from fractions import Fraction
@@ -189,6 +190,19 @@ def test_a_video_is_read_back_in_parts(tmp_path: Path) -> None:
         read_video(tmp_path / "text.mp4")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_video(tmp_path / "nowhere.mp4")
+
+
+def test_a_video_that_is_stored_turned_is_read_as_it_is_shown(tmp_path: Path) -> None:
+    picture = torch.zeros(3, 2, 32, 48, dtype=torch.uint8)
+    picture[:, :, :, :24] = 255
+    write_mp4(tmp_path / "lying.mp4", picture, 8.0, zoom=1)
+    command = [video_module.ffmpeg_path(), "-v", "error", "-display_rotation", "90", "-i", str(tmp_path / "lying.mp4")]
+    subprocess.run([*command, "-c", "copy", str(tmp_path / "upright.mp4")], check=True)
+    assert video_info(tmp_path / "upright.mp4").size == (48, 32)
+    shown = read_video(tmp_path / "upright.mp4").float()
+    assert shown.shape == (3, 2, 48, 32)
+    halves = shown[:, :, :24].mean(), shown[:, :, 24:].mean()
+    assert abs(halves[0] - halves[1]) > 240
 
 
 @pytest.mark.parametrize("name", DISPLAYS)

@@ -15,8 +15,8 @@ from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.light_field.displays import anaglyph
+from diffusers_stale.light_field.interpolation import view_disparity
 from diffusers_stale.light_field.refocus import refocus
-from diffusers_stale.light_field.view_disparity import view_disparity
 from diffusers_stale.light_field.viewer import viewer_html, write_viewer
 
 

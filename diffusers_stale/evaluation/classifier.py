@@ -39,13 +39,13 @@ class AttributeClassifier(nn.Module):
         super().__init__()
         first, second, third, last = CHANNELS
         self.frame_network = nn.Sequential(
-            _convolution(6, first, stride=2),
-            _convolution(first, second, stride=2),
-            _convolution(second, second),
-            _convolution(second, third, stride=2),
-            _convolution(third, third),
-            _convolution(third, last, stride=2),
-            _convolution(last, last),
+            convolution(6, first, stride=2),
+            convolution(first, second, stride=2),
+            convolution(second, second),
+            convolution(second, third, stride=2),
+            convolution(third, third),
+            convolution(third, last, stride=2),
+            convolution(last, last),
         )
         self.hidden = nn.Linear(2 * last, FEATURES)
         self.heads = nn.ModuleDict(
@@ -66,7 +66,8 @@ class AttributeClassifier(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """What the networks of this room are made of: 3x3, normalised over batches, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
@@ -154,20 +155,10 @@ def load_classifier(path: Path = SHIPPED_WEIGHTS) -> AttributeClassifier:
         ValueError: if the weights were trained for other attributes than `ATTRIBUTE_VALUES` has.
         FileNotFoundError: if there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected classifier weights in {path}; make them with scripts/train_classifier.py.")
-    with safe_open(path, framework="pt") as file:
-        values = json.loads((file.metadata() or {}).get("attribute_values", "null"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if values != {name: list(known) for name, known in ATTRIBUTE_VALUES.items()}:
-        raise ValueError(
-            f"{path} must be a classifier of the attributes {ATTRIBUTE_VALUES}, got {values}; "
-            "make it anew with scripts/train_classifier.py."
-        )
+    values = {name: list(known) for name, known in ATTRIBUTE_VALUES.items()}
     classifier = AttributeClassifier()
-    classifier.load_state_dict(
-        {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
-    )
+    told = "be a classifier of the attributes"
+    load_weights(classifier, path, "attribute_values", values, told, "scripts/train_classifier.py")
     return classifier.eval()
 
 
@@ -175,3 +166,21 @@ def classifier_notes(path: Path = SHIPPED_WEIGHTS) -> dict[str, object]:
     """What `save_classifier` was told: the command, the seed, the accuracies on held-out clips."""
     with safe_open(path, framework="pt") as file:
         return {name: json.loads(note) for name, note in (file.metadata() or {}).items()}
+
+
+def load_weights(network: nn.Module, path: Path, note: str, value: object, told: str, script: str) -> None:
+    """Gives `network` the weights of `path`, in float32, which must have been saved with the `note` of this `value`.
+
+    Raises `ValueError` where they were saved with another one, saying that they must `told` the value, and
+    `FileNotFoundError` where there are none; both say that `script` makes them.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected weights in {path}; make them with {script}.")
+    with safe_open(path, framework="pt") as file:
+        found = json.loads((file.metadata() or {}).get(note, "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if found != value:
+        raise ValueError(f"{path} must {told} {value}, got {found}; make it anew with {script}.")
+    network.load_state_dict(
+        {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+    )

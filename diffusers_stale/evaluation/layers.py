@@ -4,15 +4,13 @@ Of a rendered scene the layers are known; of a generated picture they have to be
 `layer_training`.
 """
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 
-from diffusers_stale.evaluation.classifier import IMAGE_SIZE, save_weights
+from diffusers_stale.evaluation.classifier import IMAGE_SIZE, convolution, load_weights, save_weights
 
 
 LAYERS = ("background", "ground", "barn", "animal", "fence")
@@ -30,14 +28,14 @@ class LayerFinder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         half, quarter, eighth = CHANNELS
-        self.at_half = nn.Sequential(_block(4, half, stride=2), _block(half, half))
-        self.at_quarter = nn.Sequential(_block(half, quarter, stride=2), _block(quarter, quarter))
+        self.at_half = nn.Sequential(convolution(4, half, stride=2), convolution(half, half))
+        self.at_quarter = nn.Sequential(convolution(half, quarter, stride=2), convolution(quarter, quarter))
         self.at_eighth = nn.Sequential(
-            _block(quarter, eighth, stride=2), _block(eighth, eighth), _block(eighth, eighth)
+            convolution(quarter, eighth, stride=2), convolution(eighth, eighth), convolution(eighth, eighth)
         )
-        self.up_quarter = _block(eighth + quarter, quarter)
-        self.up_half = _block(quarter + half, half)
-        self.full = nn.Sequential(_block(half + 4, 16), nn.Conv2d(16, len(LAYERS), kernel_size=1))
+        self.up_quarter = convolution(eighth + quarter, quarter)
+        self.up_half = convolution(quarter + half, half)
+        self.full = nn.Sequential(convolution(half + 4, 16), nn.Conv2d(16, len(LAYERS), kernel_size=1))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Logits `(batch, layers, 64, 64)` of `pictures`: `(batch, 3, 64, 64)` in [-1, 1]."""
@@ -49,14 +47,6 @@ class LayerFinder(nn.Module):
         seen = self.up_quarter(torch.cat([_doubled(self.at_eighth(quarter)), quarter], dim=1))
         seen = self.up_half(torch.cat([_doubled(seen), half], dim=1))
         return self.full(torch.cat([_doubled(seen), inputs], dim=1))
-
-
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
 
 
 def _doubled(maps: torch.Tensor) -> torch.Tensor:
@@ -122,20 +112,8 @@ def load_layer_finder(path: Path = SHIPPED_LAYERS) -> LayerFinder:
         ValueError: if it was trained for other layers than `LAYERS`.
         FileNotFoundError: if there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected weights in {path}; make them with scripts/train_classifier.py --network layers."
-        )
-    with safe_open(path, framework="pt") as file:
-        names = json.loads((file.metadata() or {}).get("layers", "null"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if names != list(LAYERS):
-        raise ValueError(
-            f"{path} must tell the layers {LAYERS}, got {names}; make it anew with "
-            "scripts/train_classifier.py --network layers."
-        )
     finder = LayerFinder()
-    finder.load_state_dict(
-        {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
+    load_weights(
+        finder, path, "layers", list(LAYERS), "tell the layers", "scripts/train_classifier.py --network layers"
     )
     return finder.eval()

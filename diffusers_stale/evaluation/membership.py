@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from diffusers_stale.evaluation.alignment import NORMAL_QUANTILE
 from diffusers_stale.scheduling_stale import StaleScheduler
 
-
-CONFIDENCE_Z = 1.959964
-"""Of intervals of 95 %."""
 
 BISECTIONS = 60
 
@@ -101,11 +99,11 @@ def membership(member_losses: np.ndarray, other_losses: np.ndarray) -> Membershi
 
 
 def _limit(area: float, members: int, others: int, end: float) -> float:
-    """The true area towards `end` from which `area` is just `CONFIDENCE_Z` standard errors away."""
+    """The true area towards `end` from which `area` is just `NORMAL_QUANTILE` standard errors away."""
     inside, outside = area, end
     for _ in range(BISECTIONS):
         middle = (inside + outside) / 2
-        far = abs(area - middle) > CONFIDENCE_Z * _standard_error(middle, members, others)
+        far = abs(area - middle) > NORMAL_QUANTILE * _standard_error(middle, members, others)
         inside, outside = (inside, middle) if far else (middle, outside)
     return (inside + outside) / 2
 

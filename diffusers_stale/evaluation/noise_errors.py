@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffusers_stale.autoencoding import normalized
 from diffusers_stale.axes import IMAGE_AXES, fold, middle_index, sizes, unfold
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.evaluation.disparity import FAR_PART, NEAR_PART
@@ -71,13 +72,12 @@ PLAIN = ("error", "single_view", "other_prompt", "mirrored")
 
 
 def _encode(pipeline: Any, prompts: tuple[EvaluationPrompt, ...], views: tuple[int, int], frames: int) -> _Encoded:
-    vae, config = pipeline.vae, pipeline.vae.config
+    vae = pipeline.vae
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     pixels = torch.stack([render_scene(prompt.scene, *views, frames, size, size).pixels for prompt in prompts])
     images = fold(pixels, IMAGE_AXES).to(vae.device, vae.dtype)
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(64)])
-    latents = (latents.float() - (config.shift_factor or 0.0)) * config.scaling_factor
-    latents = unfold(latents, IMAGE_AXES, sizes(pixels))
+    latents = unfold(normalized(latents.float(), vae.config), IMAGE_AXES, sizes(pixels))
     texts = pipeline.encode_texts("prompt", [prompt.text for prompt in prompts], pipeline.unet.device)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(latents.device)
     return _Encoded(latents, noise, texts, texts.roll(1, dims=0))

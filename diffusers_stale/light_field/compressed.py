@@ -11,16 +11,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffusers_stale.light_field.atomic import FILE_MODE
-from diffusers_stale.light_field.camera_grid import MOVIE_AXES, CameraGrid, Choice, Selection, check_number
+from diffusers_stale.light_field.camera_grid import MOVIE_AXES, CameraGrid, Selection
 from diffusers_stale.light_field.export import write_video
-from diffusers_stale.light_field.file import Movie, Parts
+from diffusers_stale.light_field.file import Parts
+from diffusers_stale.light_field.reader import LightFieldReader, Movie, damaged, described
 from diffusers_stale.light_field.video import read_video, video_info
 
 
@@ -74,7 +75,7 @@ def save_folder(light_field: Parts, folder: str | Path, force: bool = False) -> 
             shutil.rmtree(temporary)
 
 
-class LightFieldFolder(Generic[Movie]):
+class LightFieldFolder(LightFieldReader[Movie]):
     """A compressed light field, of which parts can be read: only the videos of chosen views are opened.
 
     Args:
@@ -93,37 +94,20 @@ class LightFieldFolder(Generic[Movie]):
         self.sizes, self.frame_rate, self.camera_grid, self.provenance = _parsed(self.path, header)
         self.has_disparity = _check_files(self.path, header, self.sizes)
 
-    def read(
-        self,
-        *,
-        view_rows: Choice = None,
-        view_cols: Choice = None,
-        frames: Choice = None,
-        height: Choice = None,
-        width: Choice = None,
-    ) -> Movie:
-        """The chosen part, as `LightField.select` gives it. Raises `ValueError` as that, and for a short video."""
-        choices = {"view_rows": view_rows, "view_cols": view_cols, "frames": frames, "height": height, "width": width}
-        part = Selection.of(self.sizes, choices)
+    def _pixels(self, part: Selection) -> torch.Tensor:
         ranges = part.ranges
         rows = [
             torch.stack([self._view(row, col, part) for col in ranges["view_cols"]], dim=1)
             for row in ranges["view_rows"]
         ]
-        return self._build(
-            pixels=torch.stack(rows, dim=1),
-            frame_rate=part.frame_rate_of(self.frame_rate),
-            camera_grid=part.grid_of(self.camera_grid),
-            disparity=self._disparity(part) if self.has_disparity else None,
-            provenance=self.provenance,
-        )
+        return torch.stack(rows, dim=1)
 
     def _view(self, row: int, col: int, part: Selection) -> torch.Tensor:
         path = self.path / view_name(row, col)
         try:
             movie = read_video(path, part.ranges["frames"])
         except ValueError as error:
-            raise _damaged(self.path, str(error)) from error
+            raise damaged(self.path, str(error)) from error
         rows, cols = (slice(taken.start, taken[-1] + 1) for taken in (part.ranges["height"], part.ranges["width"]))
         return movie[:, :, rows, cols]
 
@@ -131,9 +115,6 @@ class LightFieldFolder(Generic[Movie]):
         with safe_open(self.path / DISPARITY, framework="pt") as file:
             found = file.get_slice("disparity")[part.bounds][part.steps]
             return found.clone(memory_format=torch.contiguous_format)
-
-    def __enter__(self) -> "LightFieldFolder[Movie]":
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -177,16 +158,16 @@ def _header(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"Expected a light field at {path}, got a folder without {HEADER}; give the path of a file.")
     if file.stat().st_size > MAX_HEADER:
-        raise _damaged(path, f"its header is longer than {MAX_HEADER} bytes")
+        raise damaged(path, f"its header is longer than {MAX_HEADER} bytes")
     try:
         header = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its header cannot be read: {error}") from error
+        raise damaged(path, f"its header cannot be read: {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"Expected a folder of the format {FORMAT} at {path}; give one that `save_folder` wrote.")
     version = header.get("version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise _damaged(path, f"its version is {version!r}")
+        raise damaged(path, f"its version is {version!r}")
     if version > VERSION:
         raise ValueError(
             f"Expected version {VERSION} or older of a light-field folder at {path}, got {version}; upgrade "
@@ -196,20 +177,17 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path, header: dict[str, Any]) -> tuple[dict[str, int], float, CameraGrid, dict[str, Any]]:
+    frame_rate, grid, provenance = described(path, "header", lambda: header)
     try:
         sizes = {name: header["sizes"][name] for name in MOVIE_AXES}
-        frame_rate = check_number("frame_rate", header["frame_rate"], positive=True)
-        grid, provenance = CameraGrid(**header["camera_grid"]), header["provenance"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"its header cannot be read: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise damaged(path, f"its header cannot be read: {error}") from error
     if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes.values()):
-        raise _damaged(path, f"its sizes are {sizes}")
+        raise damaged(path, f"its sizes are {sizes}")
     if sizes["channels"] != 3 or sizes["view_rows"] * sizes["view_cols"] > MAX_VIEWS:
-        raise _damaged(path, f"its sizes are {sizes}, not 3 channels and at most {MAX_VIEWS} views")
+        raise damaged(path, f"its sizes are {sizes}, not 3 channels and at most {MAX_VIEWS} views")
     if (grid.view_rows, grid.view_cols) != (sizes["view_rows"], sizes["view_cols"]):
-        raise _damaged(path, f"its sizes are {sizes}, its grid {grid.view_rows}x{grid.view_cols}")
-    if not isinstance(provenance, dict):
-        raise _damaged(path, f"its provenance is a {type(provenance).__name__}, not a dict")
+        raise damaged(path, f"its sizes are {sizes}, its grid {grid.view_rows}x{grid.view_cols}")
     return sizes, frame_rate, grid, provenance
 
 
@@ -218,14 +196,14 @@ def _check_files(path: Path, header: dict[str, Any], sizes: dict[str, int]) -> b
     places = [(row, col) for row in range(sizes["view_rows"]) for col in range(sizes["view_cols"])]
     missing = [view_name(*place) for place in places if not (path / view_name(*place)).is_file()]
     if missing:
-        raise _damaged(path, f"{missing[0]} is missing")
+        raise damaged(path, f"{missing[0]} is missing")
     try:
         size = video_info(path / view_name(0, 0)).size
     except ValueError as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     wanted = tuple(length + length % 2 for length in (sizes["height"], sizes["width"]))
     if size != wanted:
-        raise _damaged(path, f"its videos have {size[0]}x{size[1]} pixels, not {wanted[0]}x{wanted[1]}")
+        raise damaged(path, f"its videos have {size[0]}x{size[1]} pixels, not {wanted[0]}x{wanted[1]}")
     if header.get("disparity") is not True:
         return False
     try:
@@ -233,11 +211,7 @@ def _check_files(path: Path, header: dict[str, Any], sizes: dict[str, int]) -> b
             found = file.get_slice("disparity")
             shape, dtype = found.get_shape(), found.get_dtype()
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, f"its disparity cannot be read: {error}") from error
+        raise damaged(path, f"its disparity cannot be read: {error}") from error
     if shape != [sizes[name] for name in MOVIE_AXES[1:]] or dtype != "F32":
-        raise _damaged(path, f"its disparity is {dtype} of shape {shape}")
+        raise damaged(path, f"its disparity is {dtype} of shape {shape}")
     return True
-
-
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"Expected a sound light field at {path}, but {what}; write or download it again.")

@@ -1,8 +1,7 @@
 """The file of a light field: one safetensors file whose header says what the numbers are.
 
 Tensors: `pixels` (uint8) and, where known, `disparity` (float32). Metadata, all strings: `format`, `version`, `axes`
-(names, comma-separated), `frame_rate`, `camera_grid` and `provenance` (the last three as JSON). This file does not
-know the container: who opens a light field says what is to be built of its parts.
+(names, comma-separated), `frame_rate`, `camera_grid` and `provenance` (the last three as JSON).
 """
 
 import json
@@ -10,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffusers_stale.light_field.atomic import atomic_path
-from diffusers_stale.light_field.camera_grid import MOVIE_AXES, CameraGrid, Choice, Selection, check_number
+from diffusers_stale.light_field.camera_grid import MOVIE_AXES, CameraGrid, Selection
+from diffusers_stale.light_field.reader import LightFieldReader, Movie, damaged, described
 
 
 FORMAT = "diffusers_stale.light_field"
@@ -25,7 +25,8 @@ VERSION = 1
 DTYPES = {"pixels": "U8", "disparity": "F32"}
 """The tensors of a file, with their dtypes in the words of safetensors."""
 
-Movie = TypeVar("Movie")
+IN_JSON = ("frame_rate", "camera_grid", "provenance")
+"""Metadata that is written as JSON."""
 
 
 class Parts(Protocol):
@@ -57,8 +58,8 @@ def save_light_field(light_field: Parts, path: str | Path) -> None:
             raise OSError(f"Could not write {path}: {error}; choose another place or free some space.") from error
 
 
-class LightFieldFile(Generic[Movie]):
-    """An open light field, of which parts can be read without the rest. Opening it reads the header only.
+class LightFieldFile(LightFieldReader[Movie]):
+    """An open light field, of which only the pages that are read are loaded. Opening it reads the header only.
 
     Args:
         path: a file that `save_light_field` wrote.
@@ -76,49 +77,21 @@ class LightFieldFile(Generic[Movie]):
         self._file = _open(self.path)
         metadata = self._file.metadata() or {}
         _check_format(self.path, metadata)
-        self.frame_rate, self.camera_grid, self.provenance = _parse(self.path, metadata)
-        self.sizes = _check_tensors(self.path, self._file, self.camera_grid)
-
-    @property
-    def has_disparity(self) -> bool:
-        """Whether the disparity of every pixel is in the file."""
-        return "disparity" in self._file.keys()  # noqa: SIM118 (an open file is no dict)
-
-    def read(
-        self,
-        *,
-        view_rows: Choice = None,
-        view_cols: Choice = None,
-        frames: Choice = None,
-        height: Choice = None,
-        width: Choice = None,
-    ) -> Movie:
-        """The chosen part, as `LightField.select` would give it; only its pages of the file are read.
-
-        Raises `ValueError` as `LightField.select` does.
-        """
-        choices = {
-            "view_rows": view_rows,
-            "view_cols": view_cols,
-            "frames": frames,
-            "height": height,
-            "width": width,
-        }
-        part = Selection.of(self.sizes, choices)
-        return self._build(
-            pixels=self._tensor("pixels", (slice(None), *part.bounds), (slice(None), *part.steps)),
-            frame_rate=part.frame_rate_of(self.frame_rate),
-            camera_grid=part.grid_of(self.camera_grid),
-            disparity=self._tensor("disparity", part.bounds, part.steps) if self.has_disparity else None,
-            provenance=self.provenance,
+        self.frame_rate, self.camera_grid, self.provenance = described(
+            self.path, "metadata", lambda: {name: json.loads(metadata[name]) for name in IN_JSON}
         )
+        self.sizes = _check_tensors(self.path, self._file, self.camera_grid)
+        self.has_disparity = "disparity" in self._file.keys()  # noqa: SIM118 (an open file is no dict)
+
+    def _pixels(self, part: Selection) -> torch.Tensor:
+        return self._tensor("pixels", (slice(None), *part.bounds), (slice(None), *part.steps))
+
+    def _disparity(self, part: Selection) -> torch.Tensor:
+        return self._tensor("disparity", part.bounds, part.steps)
 
     def _tensor(self, name: str, bounds: tuple[slice, ...], steps: tuple[slice, ...]) -> torch.Tensor:
         """A copy in memory: a view of the mapped file would break when somebody else shortens the file."""
         return self._file.get_slice(name)[bounds][steps].clone(memory_format=torch.contiguous_format)
-
-    def __enter__(self) -> "LightFieldFile[Movie]":
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -148,48 +121,30 @@ def _check_format(path: Path, metadata: dict[str, str]) -> None:
         )
     version = metadata.get("version", "")
     if not version.isascii() or not version.isdigit() or len(version) > 9 or int(version) < 1:
-        raise _damaged(path, f"its version is {version!r}")
+        raise damaged(path, f"its version is {version!r}")
     if int(version) > VERSION:
         raise ValueError(
             f"Expected version {VERSION} or older of a light-field file at {path}, got {version}; upgrade "
             "diffusers_stale to read it."
         )
     if metadata.get("axes") != ",".join(MOVIE_AXES):
-        raise _damaged(path, f"its axes are {metadata.get('axes')!r}, not {','.join(MOVIE_AXES)!r}")
-
-
-def _parse(path: Path, metadata: dict[str, str]) -> tuple[float, CameraGrid, dict[str, Any]]:
-    try:
-        values = {name: json.loads(metadata[name]) for name in ("frame_rate", "camera_grid", "provenance")}
-        frame_rate = check_number("frame_rate", values["frame_rate"], positive=True)
-        grid, provenance = CameraGrid(**values["camera_grid"]), values["provenance"]
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise _damaged(path, f"its metadata cannot be read: {error}") from error
-    if not isinstance(provenance, dict):
-        raise _damaged(path, f"its provenance is a {type(provenance).__name__}, not a dict")
-    return frame_rate, grid, provenance
+        raise damaged(path, f"its axes are {metadata.get('axes')!r}, not {','.join(MOVIE_AXES)!r}")
 
 
 def _check_tensors(path: Path, file: safe_open, grid: CameraGrid) -> dict[str, int]:
     """The length of every axis, after all that the header says about tensors has been compared."""
     names = sorted(file.keys())
     if names not in (["pixels"], ["disparity", "pixels"]):
-        raise _damaged(path, f"it holds the tensors {names}, not `pixels` and perhaps `disparity`")
+        raise damaged(path, f"it holds the tensors {names}, not `pixels` and perhaps `disparity`")
     slices = {name: file.get_slice(name) for name in names}
     for name, part in slices.items():
         if part.get_dtype() != DTYPES[name]:
-            raise _damaged(path, f"`{name}` is {part.get_dtype()}, not {DTYPES[name]}")
+            raise damaged(path, f"`{name}` is {part.get_dtype()}, not {DTYPES[name]}")
     shape = slices["pixels"].get_shape()
     if len(shape) != len(MOVIE_AXES) or 0 in shape or shape[0] != 3:
-        raise _damaged(path, f"`pixels` has shape {shape}, not 3 channels and the axes {MOVIE_AXES}")
+        raise damaged(path, f"`pixels` has shape {shape}, not 3 channels and the axes {MOVIE_AXES}")
     if [grid.view_rows, grid.view_cols] != shape[1:3]:
-        raise _damaged(
-            path, f"its pixels have {shape[1]}x{shape[2]} views, its grid {grid.view_rows}x{grid.view_cols}"
-        )
+        raise damaged(path, f"its pixels have {shape[1]}x{shape[2]} views, its grid {grid.view_rows}x{grid.view_cols}")
     if "disparity" in slices and slices["disparity"].get_shape() != shape[1:]:
-        raise _damaged(path, f"`disparity` has shape {slices['disparity'].get_shape()}, not {shape[1:]}")
+        raise damaged(path, f"`disparity` has shape {slices['disparity'].get_shape()}, not {shape[1:]}")
     return dict(zip(MOVIE_AXES, shape, strict=True))
-
-
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"Expected a sound light field at {path}, but {what}; write or download it again.")

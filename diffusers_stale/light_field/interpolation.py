@@ -212,6 +212,19 @@ class Interpolator:
         return total
 
 
+def view_disparity(moment: torch.Tensor, max_disparity: float) -> torch.Tensor:
+    """What an `Interpolator` finds for every camera, in pixels between neighbouring views; zero for a single one.
+
+    Shape `(view_rows, view_cols, height, width)` for a `moment` of `(3, view_rows, view_cols, height, width)`.
+    """
+    view_rows, view_cols = moment.shape[1:3]
+    if view_rows * view_cols == 1:
+        return moment.new_zeros(1, 1, *moment.shape[-2:])
+    views = Interpolator(moment, max_disparity)
+    rows = [torch.stack([views.disparity(row, col) for col in range(view_cols)]) for row in range(view_rows)]
+    return torch.stack(rows)
+
+
 def view_between(views: torch.Tensor, row: float, col: float, max_disparity: float) -> torch.Tensor:
     """One view of an `Interpolator`, which is better kept where several are wanted; arguments and result are its."""
     return Interpolator(views, max_disparity).view(row, col)

@@ -6,7 +6,7 @@ Memory stays flat however long a movie is: pictures are pulled one after the oth
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,7 +65,7 @@ def write_pictures(
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a video's header says: height and width in pixels, frames a second."""
+    """What a video's header says: height and width in pixels as it is shown, frames a second."""
 
     size: tuple[int, int]
     frame_rate: float
@@ -77,22 +77,40 @@ def read_video(path: str | Path, frames: range | None = None) -> torch.Tensor:
     One picture after the other is decoded; no more is allocated than the file really holds. Raises
     `FileNotFoundError` for a file that is not there, and `ValueError` for one that is no video or has fewer frames.
     """
-    size = video_info(path).size
-    command = [ffmpeg_path(), "-v", "error", "-nostdin", "-i", str(path)]
-    command += ["-vf", "scale=flags=accurate_rnd+full_chroma_int+full_chroma_inp+bicubic"]
-    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    if frames is not None:
-        command[-5:-5] = ["-frames:v", str(frames[-1] + 1)]
-    pictures, length, index = [], size[0] * size[1] * 3, 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        while len(picture := process.stdout.read(length)) == length:
-            if frames is None or index in frames:
-                pictures.append(torch.frombuffer(bytearray(picture), dtype=torch.uint8).view(*size, 3))
-            index += 1
+    pictures, index = [], 0
+    for index, picture in enumerate(_decoded(path, None if frames is None else frames[-1] + 1), start=1):
+        if frames is None or index - 1 in frames:
+            pictures.append(picture)
     if not pictures or (frames is not None and len(pictures) < len(frames)):
         wanted = "pictures" if frames is None else f"{frames[-1] + 1} pictures"
         raise ValueError(f"Expected a video with {wanted} at {path}, but only {index} can be read; write it again.")
     return torch.stack(pictures).permute(3, 0, 1, 2).contiguous()
+
+
+def read_moments(path: str | Path, count: int, frame_rate: float) -> torch.Tensor:
+    """The first `count` pictures of a video, or fewer if it is shorter, of `frame_rate` moments a second.
+
+    Shape, dtype and errors as of `read_video`.
+    """
+    pictures = list(_decoded(path, count, frame_rate))
+    if not pictures:
+        raise ValueError(f"Expected a video with pictures at {path}, but none can be read; write it again.")
+    return torch.stack(pictures).permute(3, 0, 1, 2).contiguous()
+
+
+def _decoded(path: str | Path, most: int | None, frame_rate: float | None = None) -> Iterator[torch.Tensor]:
+    """Pictures `(height, width, 3)` of bytes, `most` at the most: all there are, or so many a second."""
+    size = video_info(path).size
+    command = [ffmpeg_path(), "-v", "error", "-nostdin", "-i", str(path)]
+    timing = "" if frame_rate is None else f"fps={frame_rate:g},"
+    command += ["-vf", f"{timing}scale=flags=accurate_rnd+full_chroma_int+full_chroma_inp+bicubic"]
+    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    if most is not None:
+        command[-5:-5] = ["-frames:v", str(most)]
+    length = size[0] * size[1] * 3
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        while len(picture := process.stdout.read(length)) == length:
+            yield torch.frombuffer(bytearray(picture), dtype=torch.uint8).view(*size, 3)
 
 
 def video_info(path: str | Path) -> VideoInfo:
@@ -106,6 +124,9 @@ def video_info(path: str | Path) -> VideoInfo:
     if not sides:
         raise ValueError(f"Expected a video at {path}, got something else or one that is damaged; write it again.")
     width, height = int(sides[1]), int(sides[2])
+    turned = re.search(r"rotation of (-?[\d.]+) degrees", said)
+    if turned and round(float(turned[1]) / 90) % 2:
+        width, height = height, width  # as decoding turns it, and as it is shown: telephones film so
     if not 0 < min(width, height) <= max(width, height) <= MAX_SIDE:
         raise ValueError(f"Expected a video of 1 to {MAX_SIDE} pixels a side at {path}, got {height}x{width}.")
     return VideoInfo(size=(height, width), frame_rate=float(rate[1]) if rate else 25.0)

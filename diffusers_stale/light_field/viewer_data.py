@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from diffusers_stale.light_field.container import LightField
-from diffusers_stale.light_field.view_disparity import view_disparity
+from diffusers_stale.light_field.interpolation import view_disparity
 from diffusers_stale.light_field.viewpoints import focus_of, moments_of, search_reach
 
 

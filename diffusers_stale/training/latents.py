@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from tqdm import tqdm
 
+from diffusers_stale.autoencoding import normalized
 from diffusers_stale.axes import IMAGE_AXES, fold, sizes, unfold
 from diffusers_stale.data.renderer import DEFAULT_FRAME_RATE, RenderedClip, render_scene
 from diffusers_stale.data.scenes import random_generator, sample_scene
@@ -163,11 +164,10 @@ def _encode_parts(vae: AutoencoderKL, parts: list[dict[str, Any]], encode_batch:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, light_field: torch.Tensor, batch: int) -> torch.Tensor:
     """Normalised latents (the posterior's mode) of a light field in [-1, 1], on the CPU, float32."""
-    shift = vae.config.shift_factor or 0.0
     images = fold(light_field, IMAGE_AXES)
     with torch.autocast(vae.device.type, torch.bfloat16):
         parts = [vae.encode(part.to(vae.device)).latent_dist.mode().float().cpu() for part in images.split(batch)]
-    return unfold((torch.cat(parts) - shift) * vae.config.scaling_factor, IMAGE_AXES, sizes(light_field))
+    return unfold(normalized(torch.cat(parts), vae.config), IMAGE_AXES, sizes(light_field))
 
 
 def fingerprint(vae: AutoencoderKL) -> str:

@@ -7,6 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from diffusers_stale.autoencoding import denormalized
+
 
 GAP = 2
 """Pixels between the pictures of a contact sheet."""
@@ -84,6 +86,5 @@ def sample_latents(
 @torch.no_grad()
 def decode_images(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 16) -> torch.Tensor:
     """Pixels in [-1, 1] of normalised latents `(count, channels, height, width)`."""
-    shift = vae.config.shift_factor or 0.0
-    parts = [vae.decode(part / vae.config.scaling_factor + shift).sample for part in latents.float().split(batch)]
+    parts = [vae.decode(denormalized(part, vae.config)).sample for part in latents.float().split(batch)]
     return torch.cat(parts).float().cpu()
