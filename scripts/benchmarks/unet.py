@@ -22,7 +22,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 
@@ -43,9 +42,6 @@ WIDTHS = {
 
 TOKENS = 77
 SAMPLING_SECONDS = 0.002
-
-Evaluate = Callable[[torch.Tensor], torch.Tensor]
-"""From a sample in the network's own layout to its prediction."""
 
 
 def stale(channels: tuple[int, ...], text: int, heads: int, frames: int) -> torch.nn.Module:
