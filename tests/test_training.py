@@ -337,6 +337,24 @@ def test_losses_are_zero_for_the_truth_and_weights_do_what_they_say(kind: str):
     torch.testing.assert_close(sample_errors(wrong, target, kind, only_first), plain * torch.tensor([1.0, 0.0]))
 
 
+def test_a_deviation_weight_weighs_what_tells_pictures_apart_and_leaves_independent_errors_their_size():
+    target = torch.randn(2, 4, 3, 3, 2, 8, 8)
+    common = target + torch.randn(2, 4, 1, 1, 1, 8, 8)
+    offsets = torch.randn(2, 4, 3, 3, 2, 8, 8)
+    apart = target + offsets - offsets.mean(dim=(2, 3, 4), keepdim=True)
+    factors = [
+        sample_errors(wrong, target, deviation_weight=5.0) / sample_errors(wrong, target) for wrong in (common, apart)
+    ]
+    torch.testing.assert_close(factors[1] / factors[0], torch.full((2,), 5.0))
+    independent = target + torch.randn(2, 4, 3, 3, 2, 8, 8)
+    kept = sample_errors(independent, target, deviation_weight=5.0) / sample_errors(independent, target)
+    torch.testing.assert_close(kept, torch.ones(2), atol=0.05, rtol=0)
+    single = torch.randn(2, 4, 1, 1, 1, 8, 8)
+    torch.testing.assert_close(
+        sample_errors(single, 0 * single, deviation_weight=5.0), single.square().mean((1, 2, 3, 4, 5, 6))
+    )
+
+
 def test_the_hinge_rests_where_the_true_caption_wins_by_its_margin():
     true, wrong = torch.tensor([1.0, 1.0, 1.0], requires_grad=True), torch.tensor([1.3, 1.1, 0.9])
     hinge = cr_hinge(true, wrong, margin=0.2)

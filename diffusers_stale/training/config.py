@@ -220,7 +220,8 @@ class MovieConfig(DenoisingConfig):
     learn at `learning_rate`, inherited ones at `inherited_rate` times it. Pools hold `static_clips` clips of one
     moment and `moving_clips` movies of `num_frames` frames, of `view_rows` x `view_cols` views each, with baselines
     drawn from `baselines`. The network is shown some views or frames of about `known_share` of the movies clean
-    (`known.draw_known_masks`), so that it can go on from an image or a video; with 0 it has no input for them. Two
+    (`known.draw_known_masks`), so that it can go on from an image or a video; with 0 it has no input for them. What
+    tells views and frames of a movie apart weighs `deviation_weight` times (`losses.with_deviation_weight`). Two
     corruptions more than others have: `view_shuffle_rate` and `view_shuffle`, `frame_shuffle_rate` and
     `frame_shuffle` (share of places that are shuffled).
     """
@@ -244,11 +245,14 @@ class MovieConfig(DenoisingConfig):
     baselines: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     static_share: float = 0.5
     known_share: float = 0.3
+    deviation_weight: float = 1.0
     static_grids: str = "3x3x1:4:5, 1x3x1:12:1, 3x1x1:12:1, 1x1x1:32:1, 1x1x8:4:1"
     moving_grids: str = "1x1x8:4:3, 3x3x1:4:2, 1x3x4:3:2, 3x1x4:3:2, 3x3x4:1:2, 3x3x8:1:1, 1x1x1:24:2"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.deviation_weight > 0:
+            raise ValueError(f"`deviation_weight` must be above 0, got {self.deviation_weight}; 1 weighs all alike.")
         largest = (self.view_rows, self.view_cols, self.num_frames)
         parse_grids(self.static_grids, largest)
         parse_grids(self.moving_grids, largest)

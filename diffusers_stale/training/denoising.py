@@ -95,7 +95,8 @@ class DenoisingModule(nn.Module):
             text = encode_tokens(self.text_encoder, ids)
             text = text if more is None else text + more
             prediction = self.predict(noisy[chosen], timesteps[chosen], text, **conditions)
-            return sample_errors(prediction, target[chosen], config.loss, pixel_weights[chosen])
+            more_of = getattr(config, "deviation_weight", 1.0)
+            return sample_errors(prediction, target[chosen], config.loss, pixel_weights[chosen], more_of)
 
         true_errors = errors(input_ids, slice(None), text_noise)
         if self.training and config.loss == "mse":

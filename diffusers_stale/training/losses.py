@@ -24,7 +24,11 @@ def huber(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def sample_errors(
-    prediction: torch.Tensor, target: torch.Tensor, kind: str = "mse", pixel_weights: torch.Tensor | None = None
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    kind: str = "mse",
+    pixel_weights: torch.Tensor | None = None,
+    deviation_weight: float = 1.0,
 ) -> torch.Tensor:
     """Weighted mean error of what a network predicts for each sample, in float32, shape `(batch,)`.
 
@@ -32,10 +36,32 @@ def sample_errors(
         prediction, target: shape `(batch, channels, ..., height, width)`.
         kind: a name in `LOSSES`.
         pixel_weights: `(batch, 1, ..., height, width)`; not normalised here.
+        deviation_weight: of what `with_deviation_weight` calls deviation, for 7-dimensional samples.
     """
-    error = LOSSES[kind](prediction.float(), target.float())
+    prediction, target = prediction.float(), target.float()
+    if deviation_weight != 1:
+        prediction, target = (with_deviation_weight(part, deviation_weight) for part in (prediction, target))
+    error = LOSSES[kind](prediction, target)
     weighted = error if pixel_weights is None else error * pixel_weights
     return weighted.flatten(1).mean(dim=1)
+
+
+def with_deviation_weight(movies: torch.Tensor, weight: float) -> torch.Tensor:
+    """`movies`, with what tells their views and frames apart made to weigh `weight` times in a squared error.
+
+    What all views and frames of a movie have in common (their mean) and how each deviates from it are orthogonal, so
+    the square of an error is the sum of two. Most of an early error is of the first kind (what is in the picture?);
+    parallax and motion are of the second, a few hundredths of it, and are learnt late unless they weigh more. The best
+    prediction is the same for any weight. Scaled so that an error that is independent everywhere keeps its size.
+
+    Args:
+        movies: shape `(batch, channels, view_rows, view_cols, frames, height, width)`.
+        weight: above 0; 1 changes nothing.
+    """
+    pictures = movies.shape[2] * movies.shape[3] * movies.shape[4]
+    common = movies.mean(dim=(2, 3, 4), keepdim=True)
+    scale = (1 + (weight - 1) * (pictures - 1) / pictures) ** -0.5
+    return scale * (common + weight**0.5 * (movies - common))
 
 
 def cr_hinge(
