@@ -39,6 +39,7 @@ ROOM_OF_MODULE = {
     "pipeline_output": "pipeline",
     "pipeline_stale": "pipeline",
     "pipeline_stale_xl": "pipeline",
+    "precision": "pipeline",
     "prompting": "pipeline",
     "registration": "pipeline",
     "stable_diffusion": "pipeline",

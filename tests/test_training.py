@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.data.captions import caption_of
 from diffusers_stale.data.scenes import sample_scene
+from diffusers_stale.precision import fast_autocast
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import tokenize
 from diffusers_stale.training.checkpoints import Checkpoint, checkpoint_folders, load_checkpoint, save_checkpoint
@@ -38,6 +39,7 @@ from diffusers_stale.training.loop import (
     LaunchError,
     MovingAverage,
     StoppedError,
+    chosen_precision,
     make_accelerator,
     rate_factor,
 )
@@ -198,10 +200,10 @@ def test_an_earlier_stage_that_is_missing_is_named(tmp_path: Path):
 
 
 def test_processes_that_do_not_train_together_are_refused(monkeypatch: pytest.MonkeyPatch):
-    make_accelerator("bf16")
+    make_accelerator("auto")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LaunchError, match="2 processes.*joined 1"):
-        make_accelerator("bf16")
+        make_accelerator("auto")
 
 
 def test_settings_change_by_name():
@@ -310,6 +312,15 @@ def test_rates_warm_up_and_end_where_they_should(name: str):
     assert rate_factor(0, 0.0, 10, name) == pytest.approx(0.1)
     assert rate_factor(100, 0.0, 10, name) == pytest.approx(1.0)
     assert rate_factor(100, 1.0, 10, name) == pytest.approx(1.0 if name == "constant" else 0.0)
+
+
+def test_bfloat16_is_for_hardware_that_computes_it(monkeypatch: pytest.MonkeyPatch):
+    for native, expected, dtype in ((True, "bf16", torch.bfloat16), (False, "no", torch.float32)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert [chosen_precision(precision) for precision in ("auto", "no", "bf16")] == [expected, "no", "bf16"]
+        with fast_autocast("cpu"):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_the_moving_average_is_put_in_and_taken_out():

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import ATTRIBUTE_VALUES, DIRECTIONS, random_generator, sample_scene, scene_attributes
 from diffusers_stale.evaluation.classifier import IMAGE_SIZE, AttributeClassifier
+from diffusers_stale.precision import fast_autocast
 
 
 WINDOWS = {1: 0.25, 2: 0.6, 4: 0.15}
@@ -88,7 +89,7 @@ def train_classifier(config: ClassifierTraining) -> tuple[AttributeClassifier, d
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.1)
     progress = tqdm(_batches(data, config), "training", total=config.steps, mininterval=10)
     for clips, labels in progress:
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             logits = classifier(clips)
         loss = attribute_loss({name: values.float() for name, values in logits.items()}, labels)
         optimizer.zero_grad()

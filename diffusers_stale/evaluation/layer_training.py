@@ -12,6 +12,7 @@ from diffusers_stale.data.scenes import Scene, random_generator, sample_scene
 from diffusers_stale.evaluation.classifier import IMAGE_SIZE
 from diffusers_stale.evaluation.classifier_training import ClassifierTraining, distort
 from diffusers_stale.evaluation.layers import LAYERS, LayerFinder, find_layers, layer
+from diffusers_stale.precision import fast_autocast
 
 
 BACKGROUND_DEPTH = 0.3
@@ -82,7 +83,7 @@ def train_layer_finder(config: LayerTraining) -> tuple[LayerFinder, dict[str, ob
         if draw.random() < 0.5:
             inputs, truth = inputs.flip(-1), truth.flip(-1)
         inputs = distort(inputs[:, :, None], STILL, generator)[:, :, 0]
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast("cpu"):
             logits = finder(inputs.to(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits.float(), truth)
         optimizer.zero_grad()

@@ -28,7 +28,7 @@ POSITIVE = (
 """Settings of every stage that must be greater than 0, if they are given."""
 
 Schedule = Literal["cosine", "linear", "constant"]
-Precision = Literal["no", "bf16"]
+Precision = Literal["auto", "no", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class StageConfig:
     fractions. `max_seconds` counts training only, over all resumptions. A step is of `accumulation` batches. Steps
     whose gradient is not finite are skipped and counted; `max_skipped` of them in a row end the run. `ema_decay` is
     the largest decay of the moving average, which warms up as (1 + step) / (10 + step). Intervals (`*_every`) are in
-    steps, `save_every` in seconds.
+    steps, `save_every` in seconds. The precision "auto" is "bf16" on hardware that computes it, and "no" elsewhere.
     """
 
     seed: int = 0
@@ -55,7 +55,7 @@ class StageConfig:
     clip_norm: float = 1.0
     max_skipped: int = 100
     ema_decay: float = 0.998
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     log_every: int = 20
     sample_every: int = 500
     save_every: float = 600.0

@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffusers_stale.data.captions import caption_of, mirrored
 from diffusers_stale.data.scenes import random_generator, sample_scene
 from diffusers_stale.data.splits import ContaminatedSplit
+from diffusers_stale.precision import fast_autocast
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import encode_tokens, tokenize
 from diffusers_stale.training.config import DenoisingConfig
@@ -252,7 +253,7 @@ class DenoisingTask:
         generator = torch.Generator().manual_seed(self.config.seed + SAMPLE_STREAM)
         noise = torch.randn((len(prompts), *shape), generator=generator).to(self.device)
         module = self.module
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_autocast(self.device):
             texts = encode_tokens(module.text_encoder, tokenize(self.tokenizer, [*prompts, negative]).to(self.device))
             text, empty = texts[:-1], texts[-1:].expand_as(texts[:-1])
             return sample_latents(

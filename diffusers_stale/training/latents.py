@@ -19,6 +19,7 @@ from diffusers_stale.axes import IMAGE_AXES, fold, sizes, unfold
 from diffusers_stale.data.renderer import DEFAULT_FRAME_RATE, RenderedClip, render_scene
 from diffusers_stale.data.scenes import random_generator, sample_scene
 from diffusers_stale.data.splits import RANK_STRIDE, ContaminatedSplit
+from diffusers_stale.precision import fast_autocast
 
 
 POOL_STREAM = 31
@@ -165,7 +166,7 @@ def _encode_parts(vae: AutoencoderKL, parts: list[dict[str, Any]], encode_batch:
 def encode(vae: AutoencoderKL, light_field: torch.Tensor, batch: int) -> torch.Tensor:
     """Normalised latents (the posterior's mode) of a light field in [-1, 1], on the CPU, float32."""
     images = fold(light_field, IMAGE_AXES)
-    with torch.autocast(vae.device.type, torch.bfloat16):
+    with fast_autocast(vae.device):
         parts = [vae.encode(part.to(vae.device)).latent_dist.mode().float().cpu() for part in images.split(batch)]
     return unfold(normalized(torch.cat(parts), vae.config), IMAGE_AXES, sizes(light_field))
 

@@ -24,6 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 
+from diffusers_stale.precision import computes_bfloat16
 from diffusers_stale.training.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -32,7 +33,7 @@ from diffusers_stale.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from diffusers_stale.training.config import Schedule, StageConfig
+from diffusers_stale.training.config import Precision, Schedule, StageConfig
 from diffusers_stale.training.provenance import EnergyMeter, tensors_hash
 
 
@@ -108,14 +109,21 @@ class Task(Protocol):
     def fingerprints(self) -> dict[str, str]: ...
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def chosen_precision(precision: Precision) -> str:
+    """`precision`, with "auto" decided for the hardware at hand."""
+    if precision != "auto":
+        return precision
+    return "bf16" if computes_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "no"
+
+
+def make_accelerator(precision: Precision) -> Accelerator:
     """An `Accelerator` that took up every process that the launcher started; raises `LaunchError` otherwise.
 
     Without a GPU it is told so: Accelerate would else make independent main processes that write the same files.
     """
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision=precision,
+        mixed_precision=chosen_precision(precision),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))

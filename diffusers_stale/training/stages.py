@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from diffusers_stale.training.config import (
     TextConfig,
     TrainingConfig,
 )
-from diffusers_stale.training.loop import Task, Trainer, make_accelerator
+from diffusers_stale.training.loop import Task, Trainer, chosen_precision, make_accelerator
 from diffusers_stale.training.provenance import hardware, provenance
 from diffusers_stale.training.reports import REPORT
 from diffusers_stale.training.stage_autoencoder import AutoencoderTask
@@ -71,6 +71,7 @@ def train_stage(
     if stage not in TASKS:
         raise ValueError(f"`stage` must be one of {', '.join(TASKS)}, got {stage!r}; choose one of them.")
     settings: StageConfig = getattr(config, stage)
+    settings = replace(settings, precision=chosen_precision(settings.precision))
     accelerator = make_accelerator(settings.precision)
     folders = {name: run_folder / name for name in STAGES} | (parents or {})
     run = Run(folders=folders, work_folder=run_folder / f"{stage}_run", accelerator=accelerator)
