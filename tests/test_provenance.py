@@ -148,7 +148,10 @@ def test_what_cannot_be_repeated_is_said(copied: Path):
     path.write_text(json.dumps(report | {"config": report["config"] | {"max_seconds": 3.0}}))
     assert "bounded by seconds" in verify_first_steps(copied / "text", 2).unchecked[0]
     report["provenance"]["packages"]["torch"] = "1.0"
-    assert environment_changes(report)[0].startswith("torch was 1.0, is")
+    report["machine"]["instructions"] = "an abacus"
+    changes = environment_changes(report)
+    assert changes[0].startswith("torch was 1.0, is")
+    assert changes[-1].startswith("the processor computed with an abacus, computes with")
 
 
 def test_the_command_verifies_and_info_tells(copied: Path):

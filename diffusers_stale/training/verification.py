@@ -97,6 +97,10 @@ def environment_changes(report: dict[str, Any]) -> list[str]:
         changes.append("the package's code is another")
     if processor_name() != report["machine"]["processor"]:
         changes.append(f"the processor was {report['machine']['processor']}, is {processor_name()}")
+    # Two processors of one name may differ in this.
+    instructions, recorded = torch.backends.cpu.get_cpu_capability(), report["machine"].get("instructions")
+    if recorded not in (None, instructions):
+        changes.append(f"the processor computed with {recorded}, computes with {instructions}")
     return changes
 
 
