@@ -25,6 +25,22 @@ def read_origin(folder: Path) -> dict[str, dict[str, Any]]:
     return {}
 
 
+def without_repeats(record: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`record` with what its stages started from (`started_from`, a record too) at the first that did, not at each.
+
+    Stages that start from one checkpoint would else double its whole history with every generation.
+    """
+    seen: list[dict[str, Any]] = []
+    kept = {}
+    for stage, report in record.items():
+        earlier = report.get("started_from")
+        kept[stage] = {name: value for name, value in report.items() if name != "started_from"}
+        if earlier and earlier not in seen:
+            seen.append(earlier)
+            kept[stage]["started_from"] = without_repeats(earlier)
+    return kept
+
+
 def origin_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values of what a stage's report tells; older reports tell less."""
     lines = [("steps", f"{report['steps']:,} ({report['images']:,} pictures), seed {report['seed']}")]

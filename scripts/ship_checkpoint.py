@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from diffusers_stale.checkpoint_origin import without_repeats
 from diffusers_stale.checkpoints import ROOT as CHECKPOINTS
 from diffusers_stale.manifest import write_manifest
 from diffusers_stale.model_card import model_card
@@ -45,6 +46,7 @@ def main() -> int:
         for report in reports.values():
             if (earlier := report["config"].get("start_from")) is not None:
                 report["started_from"] = json.loads((Path(earlier) / "provenance.json").read_text())
+        reports = without_repeats(reports)
         evaluations = [json.loads((folder / "report.json").read_text()) for folder in arguments.evaluation]
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(arguments.run / "movie", target, ignore=shutil.ignore_patterns(REPORT))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusers_stale.checkpoint_origin import without_repeats
 from diffusers_stale.model_card import model_card
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.training.config import STAGES
@@ -51,3 +52,16 @@ def test_reports_are_collected_and_a_missing_one_is_named(tmp_path: Path):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "training_report.json").write_text(json.dumps(REPORT))
     assert collect_reports(tmp_path)["image"]["steps"] == 1234
+
+
+def test_the_record_of_an_ancestor_stands_once_a_generation():
+    record = {stage: REPORT | {"generation": 0} for stage in STAGES}
+    for generation in (1, 2, 3):
+        whole = {stage: REPORT | {"generation": generation} for stage in STAGES}
+        record = whole | {stage: whole[stage] | {"started_from": record} for stage in ("image", "movie")}
+    kept = without_repeats(record)
+    for generation in (3, 2, 1, 0):
+        assert {report["generation"] for report in kept.values()} == {generation}
+        assert "started_from" not in kept["movie"]
+        kept = kept["image"].get("started_from")
+    assert kept is None
