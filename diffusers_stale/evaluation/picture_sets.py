@@ -1,6 +1,6 @@
 """Sets of pictures to search for near-duplicates: rendered barnyards, folders of pictures, videos and light fields."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -9,8 +9,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from diffusers_stale.axes import middle_index
+from diffusers_stale.data.clips import Clip
+from diffusers_stale.data.folders import METADATA, BrokenFiles, folder_clips
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
+from diffusers_stale.data.shards import SHARD_SUFFIX, shard_clips, shards_of
 from diffusers_stale.light_field import LightField
 
 
@@ -22,6 +25,9 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".gif")
 LIGHT_FIELD_SUFFIX = ".lf.safetensors"
 SIZE = 64
+CLIP_SIZE = 128
+"""Side of the squares that clips are cut to."""
+
 MOMENTS = 3
 """Frames that are taken of a video or light field, evenly spaced."""
 
@@ -30,7 +36,8 @@ def pictures_of(source: str) -> Pictures:
     """The pictures that `source` names.
 
     "barnyard:SEED:COUNT" renders that many scenes. A folder gives all pictures, videos and light fields in it, at any
-    depth; of videos `MOMENTS` frames, of light fields those of the middle view. A file gives its own.
+    depth; of videos `MOMENTS` frames, of light fields those of the middle view. A folder with metadata.jsonl, and one
+    of WebDataset shards, gives the middle views of its clips, whatever their form. A file gives its own.
 
     Raises `ValueError` for a source that is nothing of the kind, and for a file that cannot be decoded.
     """
@@ -39,6 +46,10 @@ def pictures_of(source: str) -> Pictures:
     path = Path(source)
     if path.is_file():
         return _file(path, path.name)
+    if (path / METADATA).is_file():
+        return _clips(folder_clips(path, 0, BrokenFiles(0)), path)
+    if path.is_dir() and any(path.glob(f"*{SHARD_SUFFIX}")):
+        return _clips((clip for shard in shards_of(path) for clip in shard_clips(shard, 0, BrokenFiles(0))), path)
     if path.is_dir():
         return _folder(path)
     raise ValueError(f"A set must be a folder, a file or {BARNYARD}SEED:COUNT, got {source!r}; check the spelling.")
@@ -60,6 +71,18 @@ def _folder(folder: Path) -> Pictures:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and known and not hidden:
             yield from _file(path, path.relative_to(folder).as_posix())
+
+
+def _clips(clips: Iterable[Clip], folder: Path) -> Pictures:
+    for clip in clips:
+        row, col = middle_index(clip.view_rows), middle_index(clip.view_cols)
+        for frame in _moments(clip.frames):
+            place = (range(index, index + 1) for index in (row, col, frame))
+            try:
+                pixels = clip.read(*place, CLIP_SIZE)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{clip.name} in {folder} could not be decoded ({error}); leave it out.") from error
+            yield f"{clip.name}#{frame}", pixels[:, 0, 0, 0].float() / 127.5 - 1
 
 
 def _file(path: Path, name: str) -> Pictures:

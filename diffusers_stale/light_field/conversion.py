@@ -90,19 +90,26 @@ def pixels_from_view_folder(
         ValueError: for a grid with gaps or too many views, views of different sizes or lengths, files that are
             no pictures.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}; check the path.")
-    known = PICTURE_SUFFIXES | VIDEO_SUFFIXES
-    found = [path for path in folder.iterdir() if path.is_dir() or path.suffix.lower() in known]
-    found = sorted((path for path in found if not path.name.startswith(".")), key=_in_natural_order)
-    places = _places(folder, found, view_rows, view_cols)
+    places = view_places(folder, view_rows, view_cols)
     rows, cols = (1 + max(place[axis] for place in places) for axis in (0, 1))
     views = {place: _read_view(path) for place, path in places.items()}
     shapes = {tuple(view.shape) for view in views.values()}
     if len(shapes) > 1:
         raise ValueError(f"Expected views of one size and length in {folder}, got {sorted(shapes)}; make them alike.")
     return torch.stack([torch.stack([views[r, c] for c in range(cols)], dim=1) for r in range(rows)], dim=1)
+
+
+def view_places(
+    folder: str | Path, view_rows: int | None = None, view_cols: int | None = None
+) -> dict[tuple[int, int], Path]:
+    """The file or folder of every view in a folder, by row and column; arguments and errors as above."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}; check the path.")
+    known = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+    found = [path for path in folder.iterdir() if path.is_dir() or path.suffix.lower() in known]
+    found = sorted((path for path in found if not path.name.startswith(".")), key=in_natural_order)
+    return _places(folder, found, view_rows, view_cols)
 
 
 def read_moving(source: Source) -> torch.Tensor:
@@ -133,6 +140,12 @@ def frame_rate_of(source: Source, otherwise: float) -> float:
     return video_info(source).frame_rate if is_video else otherwise
 
 
+def in_natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Numbers in names by what they count, so that 2 comes before 10."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
 def _bytes_of(array: np.ndarray) -> np.ndarray:
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"Expected an array of uint8, or of floating point in [0, 1], got {array.dtype}; convert it.")
@@ -144,12 +157,6 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
             f"Expected numbers in [0, 1], got {array[tuple(place)]} first at {where}; scale or mend them."
         )
     return np.rint(array * 255.0).astype(np.uint8)
-
-
-def _in_natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Numbers in names by what they count, so that 2 comes before 10."""
-    parts = re.split(r"(\d+)", path.name.lower())
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def _places(
@@ -173,10 +180,12 @@ def _places(
     first = [min(number[axis] for number in numbers) for axis in (0, 1)]
     places = {(r - first[0], c - first[1]): path for (r, c), path in zip(numbers, found, strict=True)}
     size = [1 + max(place[axis] for place in places) for axis in (0, 1)]
-    if len(places) != size[0] * size[1] or len(places) != len(found):
+    missing = [(r, c) for r in range(size[0]) for c in range(size[1]) if (r, c) not in places]
+    if missing or len(places) != len(found):
+        what = f"none for row {missing[0][0]} column {missing[0][1]}" if missing else "two for one place"
         raise ValueError(
-            f"Expected one view for each place of a {size[0]}x{size[1]} grid in {folder}, got {len(found)} for "
-            f"{len(places)} places; add what is missing."
+            f"Expected one view for each place of a {size[0]}x{size[1]} grid in {folder}, got {what} ({len(found)} in "
+            "all); add what is missing, rename what is there twice."
         )
     return places
 
@@ -185,9 +194,7 @@ def _read_view(path: Path) -> torch.Tensor:
     """One view, shape `(3, frames, height, width)`; of a folder, its pictures are the frames."""
     if not path.is_dir():
         return read_moving(path)
-    frames = sorted(
-        (item for item in path.iterdir() if item.suffix.lower() in PICTURE_SUFFIXES), key=_in_natural_order
-    )
+    frames = sorted((item for item in path.iterdir() if item.suffix.lower() in PICTURE_SUFFIXES), key=in_natural_order)
     if not frames:
         raise ValueError(f"Expected pictures in {path}, got none; each is a frame.")
     return torch.cat([read_moving(frame) for frame in frames], dim=1)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
+from diffusers_stale.data.sources import BARNYARD, kinds
 from diffusers_stale.training.grids import parse_grids
 
 
@@ -26,6 +27,12 @@ POSITIVE = (
     "sample_every", "keep_checkpoints",
 )  # fmt: skip
 """Settings of every stage that must be greater than 0, if they are given."""
+
+SWITCHES = (
+    "hinge_weight", "hinge_warmup", "embedding_noise", "input_noise", "attribute_swaps", "data_frame_rate",
+    "data_workers", "max_broken",
+)  # fmt: skip
+"""Settings of 0, which switches them off, or more."""
 
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "no", "bf16"]
@@ -118,6 +125,11 @@ class TextConfig(StageConfig):
 class DenoisingConfig(StageConfig):
     """What training of the 2D and of the 5D UNet have in common.
 
+    `data` is what is trained on, sources with weights as `data.sources.parse_sources` reads them: rendered barnyards,
+    folders of clips, shards, monocular videos. Real clips are cut to a square of `image_size` pixels, and
+    `data_frame_rate` frames a second are taken of them (0: all). Up to `max_broken` clips may turn out broken in each
+    process. `data_workers` threads decode shards ahead. On `held_out_data`, sources too, the loss is measured.
+
     `start_from` is the folder of an earlier pipeline, whose UNet of the same shape the weights are taken from: all of
     them in the image stage (text encoder included), those of the view and time layers in the movie stage.
 
@@ -145,6 +157,11 @@ class DenoisingConfig(StageConfig):
     `input_noise_rate` and `input_noise` (deviation).
     """
 
+    data: str = "barnyard"
+    held_out_data: str | None = None
+    data_frame_rate: float = 8.0
+    data_workers: int = 2
+    max_broken: int = 10
     start_from: str | None = None
     contamination: float = 0.0
     test_scenes: int = 1000
@@ -181,13 +198,30 @@ class DenoisingConfig(StageConfig):
             value = getattr(self, name, 0.0)
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be between 0 and 1, got {value}; it is a share.")
-        for name in ("hinge_weight", "hinge_warmup", "embedding_noise", "input_noise", "attribute_swaps"):
+        for name in SWITCHES:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}; 0 switches it off.")
         if self.hinge_form == "logistic" and not self.hinge_margin > 0:
             raise ValueError(
                 f"`hinge_margin` must be above 0 for the logistic form, got {self.hinge_margin}; it is a temperature."
             )
+
+        if not self.renders and self.contamination > 0:
+            raise ValueError(
+                "`contamination` leaks rendered test scenes, got data without barnyard; add it to `data`."
+            )
+        if self.held_out_data is not None and BARNYARD in kinds(self.held_out_data, "held_out_data"):
+            raise ValueError("`held_out_data` must be clips, got barnyard; its loss is measured where `data` has it.")
+
+    @property
+    def renders(self) -> bool:
+        """Whether barnyards are among the data."""
+        return BARNYARD in kinds(self.data)
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether there is anything but barnyards among the data."""
+        return kinds(self.data) != {BARNYARD}
 
     @property
     def trains_joy(self) -> bool:
@@ -253,7 +287,7 @@ class MovieConfig(DenoisingConfig):
         super().__post_init__()
         if not self.deviation_weight > 0:
             raise ValueError(f"`deviation_weight` must be above 0, got {self.deviation_weight}; 1 weighs all alike.")
-        largest = (self.view_rows, self.view_cols, self.num_frames)
+        largest = None if self.has_clips else (self.view_rows, self.view_cols, self.num_frames)
         parse_grids(self.static_grids, largest)
         parse_grids(self.moving_grids, largest)
 
@@ -275,15 +309,17 @@ def with_changes(config: TrainingConfig, changes: Iterable[str], stages: Iterabl
     that names no field, with the nearest one that exists, and for a value that is not of the field's type.
     """
     stages = tuple(stages)
+    values: dict[str, dict[str, Any]] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise ValueError(f"A change must read key=value, got {change!r}; for example learning_rate=3e-4.")
         for stage, name in _fields_named(config, key.strip(), stages):
-            old = getattr(config, stage)
-            hint = {item.name: item.type for item in dataclasses.fields(old)}[name]
-            new = dataclasses.replace(old, **{name: parse_value(name, text.strip(), hint)})
-            config = dataclasses.replace(config, **{stage: new})
+            hint = {item.name: item.type for item in dataclasses.fields(getattr(config, stage))}[name]
+            values.setdefault(stage, {})[name] = parse_value(name, text.strip(), hint)
+    # All of a stage at once: some settings are only right beside others.
+    for stage, new in values.items():
+        config = dataclasses.replace(config, **{stage: dataclasses.replace(getattr(config, stage), **new)})
     return config
 
 

@@ -1,5 +1,6 @@
 """What the 2D and the 5D stage share: the module that is trained, batches from pools, captions, sampling."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +11,26 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.data.captions import caption_of, mirrored
+from diffusers_stale.data.folders import BrokenFiles
 from diffusers_stale.data.scenes import random_generator, sample_scene
+from diffusers_stale.data.sources import BARNYARD, SourceSetting, parse_sources
 from diffusers_stale.data.splits import ContaminatedSplit
 from diffusers_stale.precision import fast_autocast
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import encode_tokens, tokenize
+from diffusers_stale.training.clip_data import (
+    ClipSource,
+    LatentFiles,
+    Mixture,
+    Piece,
+    Source,
+    encode_all,
+    is_in_shards,
+    make_layered,
+    open_groups,
+)
 from diffusers_stale.training.config import DenoisingConfig
+from diffusers_stale.training.grids import Grid
 from diffusers_stale.training.latents import LatentPool
 from diffusers_stale.training.losses import CONTRASTS, sample_errors
 from diffusers_stale.training.mess_up import (
@@ -129,12 +144,77 @@ class DenoisingTask:
     ):
         self.config, self.device = config, device
         self.splits: dict[str, ContaminatedSplit] = {}
+        self.problems = BrokenFiles(config.max_broken)
+        self.mixture: Mixture | None = None
+        self._held_out_pieces: list[Piece] | None = None
         self.tokenizer, self.vae, self.scheduler = tokenizer, vae.eval().requires_grad_(False), scheduler
         self.module = DenoisingModule(unet, text_encoder, scheduler, config)
 
     def report(self) -> dict[str, Any]:
-        """What the run has learnt about its data: the measured entropic clock."""
-        return {"entropy_clock": self.module.meter.clock(), "contamination": self.contamination()}
+        """What the run has learnt about its data: the measured entropic clock, leaks, broken clips."""
+        found = {"entropy_clock": self.module.meter.clock(), "contamination": self.contamination()}
+        return found | {"broken_clips": self.problems.found}
+
+    def open_mixture(
+        self, grids: tuple[Grid, ...], run_folder: Path, rank: int, processes: int, barnyard: Source | None,
+        size: tuple[int, int] = (1, 1), baselines: tuple[float, ...] = (1.0,),
+    ) -> Mixture | None:  # fmt: skip
+        """What `data` names, for batches of `grids`; None where it is barnyards alone.
+
+        `barnyard` draws from those; monocular clips get `size` views, and baselines among `baselines`.
+        """
+        config = self.config
+        if not config.has_clips:
+            return None
+        sources: list[Source] = []
+        for setting in parse_sources(config.data):
+            if setting.kind == BARNYARD:
+                barnyard.weight = setting.weight
+                sources.append(barnyard)
+            else:
+                sources.append(self.open_clips(setting, run_folder, rank, processes, size, baselines))
+        mixture = self.mixture_of(sources, grids)
+        mixture.check(grids)
+        return mixture
+
+    def open_clips(
+        self, setting: SourceSetting, run_folder: Path, rank: int = 0, processes: int = 1,
+        size: tuple[int, int] = (1, 1), baselines: tuple[float, ...] = (1.0,),
+    ) -> ClipSource:  # fmt: skip
+        """The clips of one source; those of folders are encoded first."""
+        config, problems = self.config, self.problems
+        groups = open_groups(setting, config.data_frame_rate, problems, rank, processes)
+        if setting.kind == "monocular" and size != (1, 1):
+            groups = make_layered(groups, size, baselines, config.seed, problems)
+        files = None
+        if not is_in_shards(setting):
+            files = LatentFiles(run_folder / "latents", self.vae, config.image_size, config.encode_batch)
+            groups = encode_all(groups, files, problems, f"encoding {setting}")
+        return ClipSource(setting, groups, config.image_size, (config.seed, rank), files)
+
+    def mixture_of(self, sources: list[Source], grids: tuple[Grid, ...]) -> Mixture:
+        config = self.config
+        largest = max(grid.batch_size for grid in grids)
+        workers = config.data_workers
+        return Mixture(sources, config.seed, largest, self.vae, config.encode_batch, workers, self.problems)
+
+    def piece_batch(self, pieces: list[Piece], step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
+        """A batch of the 5D shape for the module, with some captions empty."""
+        draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
+        captions = drop_captions([piece.caption for piece in pieces], self.config.caption_dropout, draw)
+        return self.training_batch(*stacked(pieces), captions, step, rank, fraction)
+
+    def held_out_pieces(self, run_folder: Path, grids: tuple[Grid, ...], count: int, **layering: Any) -> list[Piece]:
+        """`count` pieces of `held_out_data`, the same ones every time, of the largest of `grids` that it can serve."""
+        if self._held_out_pieces is None:
+            settings = parse_sources(self.config.held_out_data, "held_out_data")
+            sources = [self.open_clips(setting, run_folder, **layering) for setting in settings]
+            mixture = self.mixture_of(sources, grids)
+            able = [grid for grid in grids if any(source.serves(grid) for source in sources)]
+            mixture.check(grids if not able else ())
+            largest = max(able, key=lambda grid: grid.view_rows * grid.view_cols * grid.frames)
+            self._held_out_pieces = mixture.batch(0, 0, replace(largest, batch_size=count))
+        return self._held_out_pieces
 
     def contamination(self) -> dict[str, Any]:
         """What has leaked into each pool, by its name."""
@@ -161,6 +241,24 @@ class DenoisingTask:
             for clip, wording in zip(clips, wordings, strict=True)
         ]
         return drop_captions(captions, self.config.caption_dropout, draw)
+
+    def caption(self, clip: int, split: ContaminatedSplit, draw: np.random.Generator) -> str:
+        """A new wording for the `clip` of a pool, given by number."""
+        return caption_of(sample_scene(*split.key(clip)), self.config.seed, int(draw.integers(WORDINGS)))
+
+    def prompts(self, rendered: tuple[str, ...]) -> list[str]:
+        """What samples are asked for: as many as `rendered`, which are those for barnyards, of the clips' captions."""
+        if self.config.renders:
+            return list(rendered)
+        captions = [clip.captions[0] for source in self.mixture.sources for clip in source.clips]
+        different = list(dict.fromkeys(captions))
+        return [different[place * len(different) // len(rendered)] for place in range(len(rendered))]
+
+    def latent_shape(self, *grid: int) -> tuple[int, ...]:
+        """Shape of the latents of one sample, `(channels, *grid, height, width)`."""
+        levels = len(self.vae.config.block_out_channels)
+        side = self.config.image_size // 2 ** (levels - 1)
+        return (self.vae.config.latent_channels, *grid, side, side)
 
     def noised_batch(
         self, latents: torch.Tensor, shares: torch.Tensor, captions: list[str], key: tuple[int, ...], fraction: float
@@ -292,3 +390,10 @@ def load_text(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
 def take(pool: LatentPool, chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Latents, foreground and scene indices of the clips numbered `chosen`."""
     return pool.latents[chosen], pool.foreground[chosen], pool.scenes[chosen].tolist()
+
+
+def stacked(pieces: list[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and foreground `(batch, ..., height, width)`; no foreground where it is not known."""
+    latents = torch.stack([piece.latents for piece in pieces])
+    nothing = torch.zeros_like(latents[0, :1], dtype=torch.uint8)
+    return latents, torch.stack([nothing if piece.shares is None else piece.shares for piece in pieces])

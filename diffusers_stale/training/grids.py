@@ -17,24 +17,31 @@ class Grid:
     weight: float
 
 
-def parse_grids(text: str, largest: tuple[int, int, int]) -> tuple[Grid, ...]:
+def parse_grids(text: str, largest: tuple[int, int, int] | None) -> tuple[Grid, ...]:
     """The grids in `text`, written "rows x cols x frames : batch : weight" and separated by commas.
 
     Raises `ValueError` for another form, and for grids that cannot be cut from the middle of clips of the size
-    `largest` (view_rows, view_cols, frames): view counts must be smaller by an even number, since the model's view
-    coordinates are centred and have to stay whole view steps.
+    `largest` (view_rows, view_cols, frames), if that is given (see `fits`).
     """
     grids = tuple(_parse_grid(part.strip()) for part in text.split(",") if part.strip())
     if not grids:
         raise ValueError(f"At least one grid must be given, got {text!r}; for example 3x3x1:6:1.")
     for grid in grids:
-        views = zip((grid.view_rows, grid.view_cols), largest[:2], strict=True)
-        if any(count > most or (most - count) % 2 for count, most in views) or grid.frames > largest[2]:
+        if largest is not None and not fits(grid, largest):
             raise ValueError(
                 f"A grid must be cut from the middle of clips of {'x'.join(map(str, largest))}, got {grid}; take view "
                 "counts that are smaller by an even number, and no more frames."
             )
     return grids
+
+
+def fits(grid: Grid, largest: tuple[int, int, int]) -> bool:
+    """Whether `grid` can be cut from the middle of clips of the size `largest` (view_rows, view_cols, frames).
+
+    View counts must be smaller by an even number: cameras are cut around the same reference then.
+    """
+    views = zip((grid.view_rows, grid.view_cols), largest[:2], strict=True)
+    return all(count <= most and (most - count) % 2 == 0 for count, most in views) and grid.frames <= largest[2]
 
 
 def _parse_grid(text: str) -> Grid:

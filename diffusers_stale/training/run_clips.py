@@ -87,6 +87,11 @@ def open_run(run: Path, stage: str | None = None) -> RunClips:
     stage = stage or stages[-1]
     report = read_report(run / stage)
     config, processes = read_config(report), report["processes"]
+    if config.has_clips:
+        raise ValueError(
+            f"The stage {stage} of {run} must be trained on barnyards alone to be asked for its own sets, got data="
+            f"{config.data}; give the two sets instead: stale-diffusion contamination TEST_FOLDER TRAINING_FOLDER."
+        )
     clips = config.pool_frames if isinstance(config, ImageConfig) else config.static_clips
     split = ContaminatedSplit(
         train_seed=config.seed,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -12,6 +13,7 @@ from diffusers_stale.axes import IMAGE_AXES, fold, middle_index, sizes, unfold
 from diffusers_stale.data.scenes import random_generator
 from diffusers_stale.inflation import new_parameter_names
 from diffusers_stale.scheduling_stale import StaleScheduler
+from diffusers_stale.training.clip_data import Piece
 from diffusers_stale.training.components import take_weights
 from diffusers_stale.training.config import MovieConfig
 from diffusers_stale.training.denoising import (
@@ -20,9 +22,10 @@ from diffusers_stale.training.denoising import (
     DenoisingTask,
     held_out_captions,
     load_text,
+    stacked,
     take,
 )
-from diffusers_stale.training.grids import Grid, cut, draw_grid, parse_grids
+from diffusers_stale.training.grids import Grid, cut, draw_grid, fits, parse_grids
 from diffusers_stale.training.known import draw_known_masks
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
 from diffusers_stale.training.mess_up import shuffled
@@ -33,7 +36,7 @@ from diffusers_stale.training.vocabulary import CRYING_JOY, save_tokenizer
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
 
-GRID_STREAM = 51
+GRID_STREAM, KNOWN_STREAM = 51, 53
 HELD_OUT = 4
 HELD_OUT_KEY = (9, 9, 9)
 SHOWN = 2
@@ -60,12 +63,20 @@ class MovieTask(DenoisingTask):
         scheduler = StaleScheduler.from_pretrained(image_folder / "scheduler")
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
         self.inherits_joy = taught_joy(image_folder)
-        largest = (config.view_rows, config.view_cols, config.num_frames)
-        self.static_grids = parse_grids(config.static_grids, largest)
-        self.moving_grids = parse_grids(config.moving_grids, largest)
-        share = (run_folder, rank, processes)
-        self.static = self.make_pool("static", config.static_clips, 1, *share)
-        self.moving = self.make_pool("moving", config.moving_clips, config.num_frames, *share)
+        self.largest = (config.view_rows, config.view_cols, config.num_frames)
+        self.static_grids = parse_grids(config.static_grids, None if config.has_clips else self.largest)
+        self.moving_grids = parse_grids(config.moving_grids, None if config.has_clips else self.largest)
+        self.run_folder = run_folder
+        self.static: LatentPool | None = None
+        self.moving: LatentPool | None = None
+        if config.renders:
+            share = (run_folder, rank, processes)
+            self.static = self.make_pool("static", config.static_clips, 1, *share)
+            self.moving = self.make_pool("moving", config.moving_clips, config.num_frames, *share)
+        self.layering = {"size": (config.view_rows, config.view_cols), "baselines": config.baselines}
+        self.mixture = self.open_mixture(
+            self.grids, run_folder, rank, processes, BarnyardMovies(self), **self.layering
+        )
         self.held_out: LatentPool | None = None
 
     def make_pool(self, name: str, count: int, frames: int, run_folder: Path, rank: int, processes: int) -> LatentPool:
@@ -89,7 +100,13 @@ class MovieTask(DenoisingTask):
             baselines=config.baselines,
         )
 
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        return (*self.static_grids, *self.moving_grids)
+
     def fingerprints(self) -> dict[str, str]:
+        if self.mixture is not None:
+            return self.mixture.fingerprints()
         return {name: tensors_hash(vars(pool)) for name, pool in (("static", self.static), ("moving", self.moving))}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -107,8 +124,18 @@ class MovieTask(DenoisingTask):
         return draw_grid(random_generator(self.config.seed, step, GRID_STREAM), grids)
 
     def batch(self, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
-        config, grid = self.config, self.grid(step, fraction)
-        name, pool = ("static", self.static) if grid.frames == 1 else ("moving", self.moving)
+        grid = self.grid(step, fraction)
+        if self.mixture is None:
+            return self.rendered_batch(grid, step, rank, fraction)
+        pieces = self.mixture.batch(step, rank, grid, lambda later: self.grid(later, fraction))
+        batch = self.piece_batch(pieces, step, rank, fraction)
+        draw = random_generator(self.config.seed, step, rank, KNOWN_STREAM)
+        baselines = torch.tensor([piece.baseline for piece in pieces])
+        return self.with_views(batch, grid, baselines, draw, step, rank)
+
+    def rendered_batch(self, grid: Grid, step: int, rank: int, fraction: float) -> dict[str, torch.Tensor]:
+        """A batch of barnyards alone."""
+        name, pool = self.pool_of(grid)
         draw = random_generator(self.config.seed, step, rank, BATCH_STREAM)
         chosen = draw.integers(len(pool), size=grid.batch_size).tolist()
         last = pool.latents.shape[-3] - grid.frames
@@ -118,12 +145,26 @@ class MovieTask(DenoisingTask):
         shares = torch.stack([cut(pool.foreground[clip], grid, start) for clip, start in clips])
         captions = self.captions(pool.scenes[chosen].tolist(), self.splits[name], draw)
         batch = self.training_batch(latents, shares, captions, step, rank, fraction)
+        return self.with_views(batch, grid, pool.baselines[chosen], draw, step, rank)
+
+    def pool_of(self, grid: Grid) -> tuple[str, LatentPool]:
+        """The pool that clips of this grid are cut from, with its name."""
+        return ("static", self.static) if grid.frames == 1 else ("moving", self.moving)
+
+    def with_views(
+        self, batch: dict[str, torch.Tensor], grid: Grid, baselines: torch.Tensor, draw: np.random.Generator,
+        step: int, rank: int,
+    ) -> dict[str, torch.Tensor]:  # fmt: skip
+        """`batch` with what a 2D network is not told: what is known, baselines; and with shuffles."""
+        config = self.config
+        # Noise and target are made; what is seen instead follows from the same latents.
+        more = self.shuffles(batch["latents"].cpu(), step, rank) | {"baselines": baselines.to(self.device)}
         if config.known_share > 0:
             # Also where nothing is known, so that every weight has its gradient in every process.
             size = (grid.view_rows, grid.view_cols, grid.frames)
             masks = torch.from_numpy(draw_known_masks(draw, grid.batch_size, size, config.known_share))
-            batch |= {"known_mask": masks[:, None, ..., None, None].to(self.device, torch.float32)}
-        return batch | self.shuffles(latents, step, rank) | {"baselines": pool.baselines[chosen].to(self.device)}
+            more |= {"known_mask": masks[:, None, ..., None, None].to(self.device, torch.float32)}
+        return batch | more
 
     @property
     def negative_prompt(self) -> str:
@@ -146,7 +187,16 @@ class MovieTask(DenoisingTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Unweighted denoising loss on movies of another seed, with the same noise every time."""
+        """Unweighted denoising loss, with the same noise every time: on movies of another seed, on held-out clips."""
+        found = {"held_out_loss": self.rendered_loss()} if self.config.renders else {}
+        if self.config.held_out_data is not None:
+            pieces = self.held_out_pieces(self.run_folder, self.grids, HELD_OUT, **self.layering)
+            baselines = torch.tensor([piece.baseline for piece in pieces])
+            captions = [piece.caption for piece in pieces]
+            found["held_out_clips_loss"] = self.mean_loss(*stacked(pieces), captions, baselines)
+        return found
+
+    def rendered_loss(self) -> float:
         config = self.config
         if self.held_out is None:
             count = min(HELD_OUT, config.moving_clips)
@@ -154,17 +204,22 @@ class MovieTask(DenoisingTask):
             self.held_out = render_pool(self.vae, request, config.encode_batch)
         latents, shares, scenes = take(self.held_out, list(range(len(self.held_out))))
         captions = held_out_captions(config, scenes)
+        return self.mean_loss(latents, shares, captions, self.held_out.baselines)
+
+    def mean_loss(
+        self, latents: torch.Tensor, shares: torch.Tensor, captions: list[str], baselines: torch.Tensor
+    ) -> float:
         losses = []
         for index in range(len(latents)):
             chosen = slice(index, index + 1)
             batch = self.noised_batch(latents[chosen], shares[chosen], captions[chosen], (*HELD_OUT_KEY, index), 0.0)
-            baselines = self.held_out.baselines[chosen].to(self.device)
-            losses.append(float(self.module(**batch | {"pixel_weights": None, "baselines": baselines})))
-        return {"held_out_loss": sum(losses) / len(losses)}
+            more = {"pixel_weights": None, "baselines": baselines[chosen].to(self.device)}
+            losses.append(float(self.module(**batch | more)))
+        return sum(losses) / len(losses)
 
     def sample(self, path: Path) -> None:
         """Two rows a movie: its views at the middle frame, and the frames of its middle view."""
-        movies = self.sample_prompts(list(PROMPTS[:SHOWN]), tuple(self.moving.latents.shape[1:]))
+        movies = self.sample_prompts(self.prompts(PROMPTS[:SHOWN]), self.latent_shape(*self.largest))
         pixels = unfold(decode_images(self.vae, fold(movies, IMAGE_AXES)), IMAGE_AXES, sizes(movies))
         axis_sizes = sizes(pixels)
         row, col, frame = (middle_index(axis_sizes[name]) for name in ("view_rows", "view_cols", "frames"))
@@ -194,6 +249,35 @@ class MovieTask(DenoisingTask):
         pipeline.to(dtype=torch.float16)
         pipeline.save_pretrained(folder)
         save_tokenizer(self.tokenizer, folder / "tokenizer")
+
+
+class BarnyardMovies:
+    """The pools of a task as one source among others."""
+
+    weight, streams = 1.0, False
+
+    def __init__(self, task: MovieTask) -> None:
+        self.task = task
+
+    def serves(self, grid: Grid) -> bool:
+        return fits(grid, self.task.largest)
+
+    def piece(self, grid: Grid, position: int, attempt: int, draw: np.random.Generator) -> Piece:
+        name, pool = self.task.pool_of(grid)
+        index = int(draw.integers(len(pool)))
+        start = int(draw.integers(pool.latents.shape[-3] - grid.frames + 1))
+        return Piece(
+            caption=self.task.caption(int(pool.scenes[index]), self.task.splits[name], draw),
+            baseline=float(pool.baselines[index]),
+            latents=cut(pool.latents[index], grid, start),
+            shares=cut(pool.foreground[index], grid, start),
+        )
+
+    def fingerprint(self) -> str:
+        pools = {"static": self.task.static, "moving": self.task.moving}
+        return tensors_hash(
+            {f"{name}/{key}": value for name, pool in pools.items() for key, value in vars(pool).items()}
+        )
 
 
 def take_new_weights(unet: StaleUNet5DConditionModel, pipeline_folder: Path) -> None:
