@@ -6,6 +6,7 @@ import torch
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.light_field import CameraGrid, LightField
+from diffusers_stale.light_field.moved_sums import moved_sum, moved_sum_of_bytes
 from diffusers_stale.light_field.refocus import SHAPES, aperture_weights, refocus, refocused_frames
 from diffusers_stale.light_field.shifting import shifted
 from diffusers_stale.light_field.viewpoints import disparity_range
@@ -77,6 +78,35 @@ def test_interpolated_views_bring_refocusing_nearer_to_the_dense_truth():
         plain = psnr(refocus(dense[:, ::4, ::4], plane, 1.0), truth)
         densified = psnr(refocus(dense[:, ::4, ::4], plane, 1.0, densify=4, max_disparity=near + 0.5), truth)
         assert densified - plain > 6
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0, -2.0, 0.4])
+@pytest.mark.parametrize(("grid", "shape"), [((3, 3), "disc"), ((4, 1), "square"), ((15, 15), "square")])
+def test_bytes_are_added_as_exactly_as_numbers(focus: float, grid: tuple[int, int], shape: str):
+    """Also by 16-bit integers, which would overflow after 128 white pixels."""
+    pixels = torch.randint(200, 256, (3, *grid, 2, 40, 36), dtype=torch.uint8)
+    numbers = pixels.double().div(127.5).sub(1.0)
+    exact = refocus(numbers, focus, shape=shape).add(1.0).mul(127.5)
+    assert (refocus(pixels, focus, shape=shape).double() - exact).abs().max() <= 0.501
+
+
+def test_pictures_are_moved_and_added_as_one_by_one():
+    pictures = torch.randint(0, 256, (3, 2, 3, 9, 11), dtype=torch.uint8)
+    weights, down, right = [[1.0, 0.0, 0.5], [0.25, 1.0, 2.0]], [2.0, -9.0], [3.0, 0.0, -4.0]
+    wanted = torch.zeros(3, 9, 11)  # the second row is moved out of sight
+    wanted[:, 2:, 3:] += pictures[:, 0, 0, :-2, :-3]
+    wanted[:, 2:, :-4] += 0.5 * pictures[:, 0, 2, :-2, 4:]
+    assert torch.equal(moved_sum_of_bytes(pictures, weights, down, right), wanted)
+    down[1] = -8.5
+    asked = []
+
+    def view(row: int, col: int) -> torch.Tensor:
+        asked.append((row, col))
+        return pictures[:, row, col]
+
+    partly = moved_sum(view, weights, down, right)
+    assert torch.equal(partly[:, 1:], wanted[:, 1:])
+    assert asked == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
 
 
 def test_frames_come_one_by_one_from_memory_and_file(tmp_path):

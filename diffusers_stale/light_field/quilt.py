@@ -99,10 +99,13 @@ def quilt(
     if report:
         quilt_step(light_field, columns * rows, focus)
     view_row, aspect = middle_index(pixels.shape[1]), QUILTS[preset].aspect if crop else None
+    places, shown = quilt_places(columns * rows, pixels.shape[2]), _cropped(pixels, aspect)
+    # Cameras that are there are copied as they are.
+    if pixels.dtype == torch.uint8 and plane == 0.0 and all(place.is_integer() for place in places):
+        return assemble_quilt(shown[:, view_row, [int(place) for place in places]], columns, rows)
     frames = []
-    for moment in moments_of(_cropped(pixels, aspect)):
+    for moment in moments_of(shown):
         views = Interpolator(moment, reach)
-        places = quilt_places(columns * rows, pixels.shape[2])
         tiles = torch.stack([in_dtype_of(pixels, seen_from(views, view_row, place, plane)) for place in places], dim=1)
         frames.append(assemble_quilt(tiles[:, :, None], columns, rows)[:, 0])
     return torch.stack(frames, dim=1)

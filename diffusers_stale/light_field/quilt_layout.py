@@ -26,12 +26,11 @@ def assemble_quilt(views: torch.Tensor, columns: int, rows: int) -> torch.Tensor
             f"frames, height, width), got shape {tuple(views.shape)}; pass as many as there are tiles."
         )
     channels, _, frames, height, width = views.shape
-    sheet = views.new_empty(channels, frames, rows * height, columns * width)
-    for index, tile in enumerate(views.unbind(1)):
-        row, column = divmod(index, columns)
-        top, left = (rows - 1 - row) * height, column * width
-        sheet[:, :, top : top + height, left : left + width] = tile
-    return sheet
+    sheet = views.new_empty(channels, frames, rows, height, columns, width)
+    # A row of tiles at a time goes from memory to memory as fast as it can be copied at all.
+    for row, tiles in enumerate(views.unflatten(1, (rows, columns)).unbind(1)):
+        sheet[:, :, rows - 1 - row] = tiles.permute(0, 2, 3, 1, 4)
+    return sheet.view(channels, frames, rows * height, columns * width)
 
 
 def quilt_views(picture: torch.Tensor, columns: int, rows: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ Photography with a Hand-held Plenoptic Camera", 2005.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,14 +19,11 @@ from diffusers_stale.light_field.camera_grid import check_number
 from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.file import LightFieldFile
 from diffusers_stale.light_field.interpolation import Interpolator
-from diffusers_stale.light_field.shifting import cubic_taps
+from diffusers_stale.light_field.moved_sums import inside, moved_sum, moved_sum_of_bytes
 from diffusers_stale.light_field.viewpoints import as_float, focus_of, in_dtype_of, pixels_of, search_reach
 
 
 Shape = Literal["disc", "square"]
-
-MOST_BYTES = 128
-"""How many bytes can be added as 16-bit integers."""
 
 MAX_DENSIFY = 64
 """Most views for one step between neighbouring cameras."""
@@ -69,8 +66,8 @@ def refocus(
     lens = Lens.of(pixels, plane, aperture, shape, densify)
     if prefilter:
         pixels = _spread_within(pixels, lens, plane, reach, densify)
-    pictures = [lens.gathered(_source(moment, densify, reach)) for moment in pixels.unbind(3)]
-    return _as_pixels(pixels, torch.stack(pictures, dim=1), densify)
+    pictures = (_picture(lens, moment, densify, reach) for moment in pixels.unbind(3))
+    return torch.stack([_as_pixels(pixels, picture, densify) for picture in pictures], dim=1)
 
 
 def refocused_frames(
@@ -113,51 +110,22 @@ class Lens:
         _check_focus(focus, [abs(cols[c]) for _, c in used], width)
         # A point on the focal plane is found at `displaced` in a view; moved back by as much it is on itself.
         down, right = ([-float(displaced(0.0, focus, place)) for place in places] for places in (rows, cols))
-        inside = [
-            torch.stack([_inside(size, shift) for shift in shifts])
-            for size, shifts in ((height, down), (width, right))
+        seen = [
+            torch.stack([inside(size, shift) for shift in shifts]) for size, shifts in ((height, down), (width, right))
         ]
-        met = inside[0].T @ weights @ inside[1]
+        met = seen[0].T @ weights @ seen[1]
         return Lens(weights.tolist(), down, right, met.to(pixels.device))
 
     def gathered(self, view: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
-        """The weighted mean of all views `view(row, col)` `(3, height, width)`, each moved onto the focal plane.
+        """The weighted mean of all views `view(row, col)` `(3, height, width)`, each moved onto the focal plane."""
+        total = moved_sum(view, self.weights, self.down, self.right)
+        return total.div_(self.met.to(total.dtype))
 
-        All views of a row move by the same down: they are moved sideways and added first, and their sum moved down.
-        """
-        total = None
-        for r, weights in enumerate(self.weights):
-            used = [(view(r, c), self.right[c], weight) for c, weight in enumerate(weights) if weight]
-            if used:
-                line = _row_of(used)
-                total = torch.zeros_like(line) if total is None else total
-                _add_moved(total, line, self.down[r], 1.0, -2)
-        return total / self.met.to(total.dtype)
-
-
-def _row_of(views: Sequence[tuple[torch.Tensor, float, float]]) -> torch.Tensor:
-    """The sum of pictures, each moved to the right by its number of pixels and times its weight, floating point."""
-    first = views[0][0]
-    dtype = first.dtype if first.dtype in (torch.float32, torch.float64) else torch.float32
-    line = torch.zeros(first.shape, dtype=dtype, device=first.device)
-    sums: dict[float, tuple[torch.Tensor, int]] = {}
-    for picture, shift, weight in views:
-        if picture.dtype != torch.uint8 or not float(shift).is_integer():
-            _add_moved(line, picture, shift, weight, -1)
-            continue
-        # Whole pixels of equal weight are added as small integers, which is several times as fast.
-        added, count = sums.get(weight, (None, 0))
-        if added is None or count == MOST_BYTES:
-            if added is not None:
-                line.add_(added, alpha=weight)
-            added, count = torch.zeros(first.shape, dtype=torch.int16, device=first.device), 0
-        start, stop = max(0, int(shift)), min(first.shape[-1], first.shape[-1] + int(shift))
-        source = picture.narrow(-1, start - int(shift), stop - start)
-        added.narrow(-1, start, stop - start).add_(source.to(torch.int16))
-        sums[weight] = added, count + 1
-    for weight, (added, _) in sums.items():
-        line.add_(added, alpha=weight)
-    return line
+    def gathered_bytes(self, moment: torch.Tensor) -> torch.Tensor:
+        """The same of uint8 `(3, view_rows, view_cols, height, width)`, faster where all move by whole pixels."""
+        if all(float(shift).is_integer() for shift in (*self.down, *self.right)):
+            return moved_sum_of_bytes(moment, self.weights, self.down, self.right).div_(self.met)
+        return self.gathered(lambda r, c: moment[:, r, c])
 
 
 def _spread_within(pixels: torch.Tensor, lens: Lens, focus: float, reach: float, densify: int) -> torch.Tensor:
@@ -170,12 +138,14 @@ def _spread_within(pixels: torch.Tensor, lens: Lens, focus: float, reach: float,
     return spread
 
 
-def _source(moment: torch.Tensor, densify: int, reach: float) -> Callable[[int, int], torch.Tensor]:
-    """Views of a moment on the grid that is `densify` times as dense; bytes remain bytes where nothing is between."""
-    if densify == 1:
-        return lambda r, c: moment[:, r, c]
-    views = Interpolator(as_float(moment), reach)
-    return lambda r, c: views.view(r / densify, c / densify)
+def _picture(lens: Lens, moment: torch.Tensor, densify: int, reach: float) -> torch.Tensor:
+    """One moment through the lens, of the grid that is `densify` times as dense; of bytes between 0 and 255."""
+    if densify > 1:
+        views = Interpolator(as_float(moment), reach)
+        return lens.gathered(lambda r, c: views.view(r / densify, c / densify))
+    if moment.dtype == torch.uint8:
+        return lens.gathered_bytes(moment)
+    return lens.gathered(lambda r, c: moment[:, r, c])
 
 
 def _as_pixels(pixels: torch.Tensor, picture: torch.Tensor, densify: int) -> torch.Tensor:
@@ -183,56 +153,6 @@ def _as_pixels(pixels: torch.Tensor, picture: torch.Tensor, densify: int) -> tor
     if densify == 1 and not pixels.is_floating_point():
         return picture.round_().clamp_(0.0, 255.0).to(pixels.dtype)
     return in_dtype_of(pixels, picture)
-
-
-def _add_moved(total: torch.Tensor, picture: torch.Tensor, shift: float, share: float, axis: int) -> None:
-    """Adds `share` of a picture that is moved along `axis` (cubic in between) to `total`, in place.
-
-    From a whole pixel beyond the edge of the moved picture nothing is added; see `_inside`.
-    """
-    size = picture.shape[axis]
-    taps = cubic_taps(shift)
-    start, stop = max(0, math.ceil(shift)), min(size, math.floor(shift) + size)
-    if len(taps) == 1:  # whole pixels: one pass, without a copy in between
-        ((offset, _),) = taps
-        total.narrow(axis, start, stop - start).add_(picture.narrow(axis, start + offset, stop - start), alpha=share)
-        return
-    margin = max(abs(offset) for offset, _ in taps)
-    padded = _edges_repeated(picture, margin, axis, total.dtype)
-    for offset, weight in taps:
-        here = padded.narrow(axis, start + margin + offset, stop - start)
-        total.narrow(axis, start, stop - start).add_(here, alpha=weight * share)
-    place, part = _beyond(size, shift)
-    if 0 <= place < size:
-        for offset, weight in taps:
-            source = padded.select(axis, place + margin + offset)
-            total.select(axis, place).add_(source, alpha=weight * share * part)
-
-
-def _inside(size: int, shift: float) -> torch.Tensor:
-    """1 where a picture that is moved by `shift` has pixels, 0 from a whole pixel beyond its edge; shape `(size,)`."""
-    inside = torch.zeros(size)
-    inside[max(0, math.ceil(shift)) : min(size, math.floor(shift) + size)] = 1.0
-    place, part = _beyond(size, shift)
-    if 0 <= place < size:
-        inside[place] = part or inside[place]
-    return inside
-
-
-def _beyond(size: int, shift: float) -> tuple[int, float]:
-    """The place that is less than a pixel beyond the edge of a moved picture, and how much it counts."""
-    return (math.ceil(shift) - 1, -shift % 1.0) if shift > 0 else (math.floor(shift) + size, shift % 1.0)
-
-
-def _edges_repeated(picture: torch.Tensor, margin: int, axis: int, dtype: torch.dtype) -> torch.Tensor:
-    """The picture with its edges repeated `margin` times at both ends of `axis`, in another dtype."""
-    shape, size = list(picture.shape), picture.shape[axis]
-    shape[axis] += 2 * margin
-    padded = torch.empty(shape, dtype=dtype, device=picture.device)
-    padded.narrow(axis, margin, size).copy_(picture)
-    for start, edge in ((0, 0), (margin + size, size - 1)):
-        padded.narrow(axis, start, margin).copy_(picture.narrow(axis, edge, 1))
-    return padded
 
 
 def aperture_weights(

@@ -45,7 +45,8 @@ def pixels_of(light_field: LightField | torch.Tensor) -> torch.Tensor:
             f"Expected 3 channels of uint8, or of floating point in [-1, 1], got {pixels.shape[0]} of {pixels.dtype}; "
             "convert the pixels."
         )
-    if pixels.is_floating_point() and not torch.isfinite(pixels).all():
+    # NaN and infinity show in the extremes, which are found in one pass; where they are is asked only then.
+    if pixels.is_floating_point() and not torch.isfinite(torch.stack(pixels.detach().aminmax())).all():
         first = torch.nonzero(~torch.isfinite(pixels))[0].tolist()
         place = ", ".join(f"{name} {index}" for name, index in zip(MOVIE_AXES, first, strict=True))
         raise ValueError(f"Expected finite pixels in [-1, 1], got NaN or infinity, first at {place}; mend them there.")
