@@ -30,7 +30,8 @@ from diffusers_stale.evaluation.prompts import held_out_prompts
 from diffusers_stale.light_field.atomic import atomic_path
 from diffusers_stale.text_encoding import encode_tokens, tokenize
 from diffusers_stale.training.config import ImageConfig
-from diffusers_stale.training.loop import Trainer, make_accelerator
+from diffusers_stale.training.loop import Trainer
+from diffusers_stale.training.processes import make_accelerator
 from diffusers_stale.training.samples import decode_images
 from diffusers_stale.training.stage_image import HELD_OUT, ImageTask
 from diffusers_stale.training.vocabulary import CRYING_JOY

@@ -32,7 +32,7 @@ from diffusers_stale.evaluation.report_files import write_report
 from diffusers_stale.hub import choose_device, load_pipeline
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.training.config import PRESETS, STAGES, TrainingConfig, with_changes
-from diffusers_stale.training.loop import LaunchError
+from diffusers_stale.training.processes import LaunchError
 from diffusers_stale.training.stages import REPORT, train_stage
 
 

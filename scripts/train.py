@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffusers_stale.training.config import PRESETS, STAGES, with_changes
-from diffusers_stale.training.loop import LaunchError
+from diffusers_stale.training.config_files import read_configs
+from diffusers_stale.training.processes import LaunchError
 from diffusers_stale.training.stages import train_stage
 
 
@@ -23,7 +24,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", required=True, choices=[*STAGES, "all"])
     parser.add_argument("--output", required=True, type=Path, help="the run folder")
-    parser.add_argument("--preset", default="barnyard", choices=list(PRESETS))
+    parser.add_argument("--preset", choices=list(PRESETS), help="what --config and --set change; barnyard by default")
+    parser.add_argument(
+        "--config", nargs="+", action="extend", default=[], type=Path, metavar="FILE.yaml",
+        help="settings by stage, a later file over an earlier one; a run leaves its own in OUTPUT/<stage>_run",
+    )  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="field=... or stage.field=...")
     parser.add_argument("--max-seconds", type=float, help="of each stage; annealed over them")
     parser.add_argument("--max-steps", type=int, help="of each stage")
@@ -44,7 +49,7 @@ def main() -> int:
         changes += [f"max_steps={arguments.max_steps}", "max_seconds=none"]
     parents = {stage: path for stage in STAGES[:-1] if (path := getattr(arguments, stage)) is not None}
     try:
-        config = with_changes(PRESETS[arguments.preset], [*changes, *arguments.set], stages)
+        config = with_changes(read_configs(arguments.config, arguments.preset), [*changes, *arguments.set], stages)
         for stage in stages:
             train_stage(stage, config, arguments.output, arguments.resume, parents)
     except (ValueError, OSError, FloatingPointError, LaunchError) as error:

@@ -13,8 +13,8 @@ import torch
 
 import diffusers_stale
 from diffusers_stale.training.config import PRESETS, STAGES, TrainingConfig
-from diffusers_stale.training.loop import SCHEDULES
 from diffusers_stale.training.losses import LOSSES
+from diffusers_stale.training.rates import SCHEDULES
 from diffusers_stale.view_layers import VIEW_LAYERS
 
 
@@ -92,14 +92,17 @@ PLACES_OF_LIBRARY = {
     "accelerate": (
         "diffusers_stale/evaluation/",
         "diffusers_stale/training/loop.py",
+        "diffusers_stale/training/processes.py",
         "diffusers_stale/training/stages.py",
+        "diffusers_stale/training/stale_gradients.py",
         "scripts/",
         "tests/",
     ),
     "av": ("diffusers_stale/data/decoding.py", "tests/"),
     "typer": ("diffusers_stale/cli/", "tests/"),
     "huggingface_hub": ("diffusers_stale/hub.py", "tests/"),
-    "peft": ("tests/",),
+    "peft": ("diffusers_stale/training/trainable.py", "tests/"),
+    "trackio": ("diffusers_stale/training/trackers.py",),
     "playwright": ("tests/",),
 }
 """Where alone a library may be imported."""
@@ -212,6 +215,9 @@ CALLABLES = [
     *entries("training.losses", "LOSSES"),
     *entries("training.known", "KNOWN"),
     *entries("training.stages", "TASKS"),
+    *entries("training.averages", "AVERAGES"),
+    *entries("training.trackers", "TRACKERS"),
+    *entries("training.trainable", "TRAINABLE"),
     *entries("light_field.projections", "PROJECTIONS"),
     *entries("light_field.movie_folder", "SHEETS"),
     *entries("light_field.displays", "DISPLAYS"),

@@ -32,9 +32,9 @@ from diffusers_stale.training.checkpoints import (
     write_folder,
 )
 from diffusers_stale.training.config import PRESETS, TrainingConfig
-from diffusers_stale.training.loop import DivergedError
 from diffusers_stale.training.stage_text import TextTask
 from diffusers_stale.training.stages import train_stage
+from diffusers_stale.training.stopping import DivergedError
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -411,7 +411,7 @@ GRADIENTS = '''
 import sys, torch
 from safetensors.torch import save_file
 from diffusers_stale.training.config import PRESETS
-from diffusers_stale.training.loop import make_accelerator
+from diffusers_stale.training.processes import make_accelerator
 from diffusers_stale.training.stage_text import TextTask
 from dataclasses import replace
 accelerator = make_accelerator("no")

@@ -23,6 +23,7 @@ from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.precision import fast_autocast
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import tokenize
+from diffusers_stale.training.averages import MovingAverage
 from diffusers_stale.training.checkpoints import Checkpoint, checkpoint_folders, load_checkpoint, save_checkpoint
 from diffusers_stale.training.components import (
     build_autoencoder,
@@ -34,20 +35,14 @@ from diffusers_stale.training.config import PRESETS, STAGES, TrainingConfig, wit
 from diffusers_stale.training.denoising import DenoisingTask
 from diffusers_stale.training.grids import cut, parse_grids
 from diffusers_stale.training.latents import PoolRequest, cached_pool, render_clip, render_pool
-from diffusers_stale.training.loop import (
-    SCHEDULES,
-    LaunchError,
-    MovingAverage,
-    StoppedError,
-    chosen_precision,
-    make_accelerator,
-    rate_factor,
-)
 from diffusers_stale.training.losses import LOSSES, cr_hinge, gradient_difference, peak_signal_to_noise, sample_errors
 from diffusers_stale.training.noise_meter import NoiseErrorMeter
+from diffusers_stale.training.processes import LaunchError, chosen_precision, make_accelerator
+from diffusers_stale.training.rates import SCHEDULES, rate_factor
 from diffusers_stale.training.stage_image import ImageTask
 from diffusers_stale.training.stage_text import corpus
 from diffusers_stale.training.stages import train_stage
+from diffusers_stale.training.stopping import StoppedError
 from diffusers_stale.training.vocabulary import CRYING_JOY, build_tokenizer, save_tokenizer
 
 
@@ -325,7 +320,7 @@ def test_bfloat16_is_for_hardware_that_computes_it(monkeypatch: pytest.MonkeyPat
 
 def test_the_moving_average_is_put_in_and_taken_out():
     parameter = torch.nn.Parameter(torch.zeros(2))
-    average = MovingAverage({"weight": parameter}, 0.5)
+    average = MovingAverage({"weight": parameter}, lambda step: 0.5)
     with torch.no_grad():
         parameter.fill_(1.0)
     average.update(step=1000)

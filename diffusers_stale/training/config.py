@@ -24,18 +24,22 @@ SHARES = (
 
 POSITIVE = (
     "max_steps", "max_seconds", "batch_size", "accumulation", "learning_rate", "max_skipped", "log_every",
-    "sample_every", "keep_checkpoints",
+    "sample_every", "keep_checkpoints", "local_steps", "lora_rank", "lora_alpha", "wordings",
 )  # fmt: skip
-"""Settings of every stage that must be greater than 0, if they are given."""
+"""Settings that must be greater than 0, where a stage has them and they are given."""
+
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+"""Ways to write a switch."""
 
 SWITCHES = (
     "hinge_weight", "hinge_warmup", "embedding_noise", "input_noise", "attribute_swaps", "data_frame_rate",
-    "data_workers", "max_broken",
+    "data_workers", "max_broken", "text_rate", "text_cache_mb",
 )  # fmt: skip
 """Settings of 0, which switches them off, or more."""
 
 Schedule = Literal["cosine", "linear", "constant"]
-Precision = Literal["auto", "no", "bf16"]
+Precision = Literal["auto", "no", "bf16", "fp16"]
+TrackerName = Literal["tensorboard", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +48,17 @@ class StageConfig:
 
     `max_steps` and `max_seconds` bound the run; the learning rate is annealed to zero over the larger of the two
     fractions. `max_seconds` counts training only, over all resumptions. A step is of `accumulation` batches. Steps
-    whose gradient is not finite are skipped and counted; `max_skipped` of them in a row end the run. `ema_decay` is
-    the largest decay of the moving average, which warms up as (1 + step) / (10 + step). Intervals (`*_every`) are in
-    steps, `save_every` in seconds. The precision "auto" is "bf16" on hardware that computes it, and "no" elsewhere.
+    whose gradient is not finite are skipped and counted; `max_skipped` of them in a row end the run.
+
+    The moving average is of `ema_form` "constant", whose decay is `ema_decay` after a warm-up as (1 + step) /
+    (10 + step), or "power", whose profile has the standard deviation `ema_width` as a share of the run so far
+    (`averages.power_decay`). With the `precision` "fp16" losses are scaled, and the scale is lowered where gradients
+    overflow, in steps that count as skipped; "auto" is "bf16" on hardware that computes it, and "no" elsewhere.
+
+    Several processes take the mean of their gradients at every step; with `local_steps` above 1 they train on their
+    own and take the mean of their weights every so many steps (`stale_gradients.StaleGradients`).
+
+    Figures go to `trackers`. Intervals (`*_every`) are in steps, `save_every` in seconds.
     """
 
     seed: int = 0
@@ -61,23 +73,34 @@ class StageConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     max_skipped: int = 100
+    ema_form: Literal["constant", "power"] = "constant"
     ema_decay: float = 0.998
+    ema_width: float = 0.1
+    local_steps: int = 1
     precision: Precision = "auto"
     log_every: int = 20
     sample_every: int = 500
     save_every: float = 600.0
     keep_checkpoints: int = 2
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
     held_out_seed: int = 1_000_003
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("`max_steps` or `max_seconds` must be given, got neither; a run needs an end.")
         for name in POSITIVE:
-            value = getattr(self, name)
+            value = getattr(self, name, None)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` must be greater than 0, got {value}; give a positive number.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}; 0.999 is usual.")
+        if not 0 < self.ema_width < 0.28:
+            raise ValueError(f"`ema_width` must be above 0 and below 0.28, got {self.ema_width}; 0.1 is usual.")
+        if self.local_steps > 1 and self.precision == "fp16":
+            raise ValueError(
+                f"`local_steps` above 1 needs the precision bf16 or no, got {self.local_steps} with fp16: processes "
+                "would scale their losses differently."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +175,12 @@ class DenoisingConfig(StageConfig):
     1 % of the error. The two errors share their noise, so the weight may be large: 0.25 did nothing in 300 steps, 10
     did.
 
+    What is trained is `trainable`: "all"; or "lora", low-rank updates of `lora_rank` and `lora_alpha` beside frozen
+    weights (`trainable.py`). With a `text_rate` of 0, and wherever not all is trained, the text encoder is frozen;
+    then up to `text_cache_mb` MB of its embeddings are kept. That pays where captions come back: a scene has a new
+    wording at almost every draw unless `wordings` bounds how many there are of each. `gradient_checkpointing` trades
+    time for memory.
+
     Corruptions (`mess_up.py`), each of a rate and a strength: `attribute_swap_rate` and `attribute_swaps` (how many
     wrong values), `embedding_noise_rate` and `embedding_noise` (times 1 / sqrt(channels)),
     `input_noise_rate` and `input_noise` (deviation).
@@ -171,6 +200,12 @@ class DenoisingConfig(StageConfig):
     foreground_anneal: float = 0.2
     text_rate: float = 0.3
     caption_dropout: float = 0.1
+    trainable: Literal["all", "lora"] = "all"
+    lora_rank: int = 8
+    lora_alpha: float = 8.0
+    gradient_checkpointing: bool = False
+    text_cache_mb: float = 0.0
+    wordings: int | None = None
     hinge_weight: float = 0.0
     hinge_margin: float = 0.05
     hinge_from: float = 0.6
@@ -255,7 +290,8 @@ class MovieConfig(DenoisingConfig):
     moment and `moving_clips` movies of `num_frames` frames, of `view_rows` x `view_cols` views each, with baselines
     drawn from `baselines`. The network is shown some views or frames of about `known_share` of the movies clean
     (`known.draw_known_masks`), so that it can go on from an image or a video; with 0 it has no input for them. What
-    tells views and frames of a movie apart weighs `deviation_weight` times (`losses.with_deviation_weight`). Two
+    tells views and frames of a movie apart weighs `deviation_weight` times (`losses.with_deviation_weight`).
+    `trainable` may also be "view_layers" or "new_layers", which add time layers and the input for what is known. Two
     corruptions more than others have: `view_shuffle_rate` and `view_shuffle`, `frame_shuffle_rate` and
     `frame_shuffle` (share of places that are shuffled).
     """
@@ -266,6 +302,7 @@ class MovieConfig(DenoisingConfig):
     ema_decay: float = 0.995
     hinge_weight: float = 10.0
     inherited_rate: float = 1 / 3
+    trainable: Literal["all", "new_layers", "view_layers", "lora"] = "all"
     text_rate: float = 0.1
     view_rows: int = 3
     view_cols: int = 3
@@ -303,23 +340,29 @@ class TrainingConfig:
 
 
 def with_changes(config: TrainingConfig, changes: Iterable[str], stages: Iterable[str] = STAGES) -> TrainingConfig:
-    """`config` with every "key=value" in `changes` applied.
+    """`config` with every "key=value" in `changes` applied, a later one over an earlier one.
 
     A key is a field's name, meant for those of `stages` that have it, or "stage.field". Raises `ValueError` for a key
     that names no field, with the nearest one that exists, and for a value that is not of the field's type.
     """
     stages = tuple(stages)
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, str]] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise ValueError(f"A change must read key=value, got {change!r}; for example learning_rate=3e-4.")
-        for stage, name in _fields_named(config, key.strip(), stages):
-            hint = {item.name: item.type for item in dataclasses.fields(getattr(config, stage))}[name]
-            values.setdefault(stage, {})[name] = parse_value(name, text.strip(), hint)
-    # All of a stage at once: some settings are only right beside others.
-    for stage, new in values.items():
-        config = dataclasses.replace(config, **{stage: dataclasses.replace(getattr(config, stage), **new)})
+        for stage, name in fields_named(config, key.strip(), stages):
+            values.setdefault(stage, {})[name] = text.strip()
+    return with_values(config, values)
+
+
+def with_values(config: TrainingConfig, values: dict[str, dict[str, str]]) -> TrainingConfig:
+    """`config` with new values, given as text by stage and field; those of a stage are checked together."""
+    for stage, texts in values.items():
+        old = getattr(config, stage)
+        hints = {item.name: item.type for item in dataclasses.fields(old)}
+        new = dataclasses.replace(old, **{name: parse_value(name, text, hints[name]) for name, text in texts.items()})
+        config = dataclasses.replace(config, **{stage: new})
     return config
 
 
@@ -339,15 +382,21 @@ def stage_config(stage: str, values: dict[str, Any]) -> StageConfig:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _fields_named(config: TrainingConfig, key: str, stages: tuple[str, ...]) -> list[tuple[str, str]]:
+def fields_named(config: TrainingConfig, key: str, stages: tuple[str, ...]) -> list[tuple[str, str]]:
     """The (stage, field) pairs that `key` means; raises `ValueError` if there is none."""
     pairs = [(stage, item.name) for stage in STAGES for item in dataclasses.fields(getattr(config, stage))]
     found = [(stage, name) for stage, name in pairs if key == f"{stage}.{name}" or (key == name and stage in stages)]
     if not found:
         names = {name for stage, name in pairs if stage in stages} | {f"{stage}.{name}" for stage, name in pairs}
-        near = difflib.get_close_matches(key, sorted(names), n=1, cutoff=0.0)[0]
-        raise ValueError(f"No setting of stage {', '.join(stages)} is called {key!r}; did you mean {near!r}?")
+        raise ValueError(
+            f"No setting of stage {', '.join(stages)} is called {key!r}; did you mean {nearest(key, names)!r}?"
+        )
     return found
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The one of `names` that is spelt most like `name`."""
+    return difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.0)[0]
 
 
 def parse_value(name: str, text: str, hint: Any) -> Any:
@@ -357,11 +406,16 @@ def parse_value(name: str, text: str, hint: Any) -> Any:
             raise ValueError(f"`{name}` must be one of {', '.join(get_args(hint))}, got {text!r}; choose one of them.")
         return text
     if get_origin(hint) is tuple:
-        return tuple(parse_value(name, part, get_args(hint)[0]) for part in text.strip("()[] ").split(",") if part)
+        parts = [part.strip() for part in text.strip("()[] ").split(",")]
+        return tuple(parse_value(name, part, get_args(hint)[0]) for part in parts if part)
     kinds = get_args(hint) or (hint,)
     if type(None) in kinds and text.lower() == "none":
         return None
     kind = next(item for item in kinds if item is not type(None))
+    if kind is bool:
+        if text.lower() not in BOOLEANS:
+            raise ValueError(f"`{name}` must be true or false, got {text!r}; write one of them.")
+        return BOOLEANS[text.lower()]
     try:
         return kind(text)
     except ValueError as error:

@@ -42,13 +42,15 @@ from diffusers_stale.training.mess_up import (
 )
 from diffusers_stale.training.noise_meter import NoiseErrorMeter
 from diffusers_stale.training.samples import sample_latents
+from diffusers_stale.training.text_cache import TextCache
+from diffusers_stale.training.trainable import LORA_FOLDER, choose_weights, export_lora
 from diffusers_stale.training.vocabulary import CRYING_JOY
 
 
 BATCH_STREAM, NOISE_STREAM, SAMPLE_STREAM = 41, 42, 43
 HINGE_STREAM, CORRUPTION_STREAM, INPUT_STREAM, EMBEDDING_STREAM, SHUFFLE_STREAM = 44, 45, 46, 47, 48
 WORDINGS = 2**31
-"""Number of wordings that a caption of a scene is drawn from."""
+"""Number of wordings that a caption of a scene is drawn from, where the configuration gives none."""
 
 
 class DenoisingModule(nn.Module):
@@ -61,6 +63,20 @@ class DenoisingModule(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
         self.scheduler, self.config = scheduler, config
         self.meter = NoiseErrorMeter(scheduler)
+        self.text_is_frozen = not any(parameter.requires_grad for parameter in text_encoder.parameters())
+        self.text_cache = TextCache(config.text_cache_mb) if self.text_is_frozen and config.text_cache_mb else None
+
+    def train(self, mode: bool = True) -> "DenoisingModule":
+        super().train(mode)
+        if self.text_is_frozen:
+            self.text_encoder.eval()
+        return self
+
+    def encode(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of captions."""
+        if self.text_cache is not None:
+            return self.text_cache.encode(self.text_encoder, input_ids)
+        return encode_tokens(self.text_encoder, input_ids)
 
     def predict(
         self, sample: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, **conditions: Any
@@ -108,7 +124,7 @@ class DenoisingModule(nn.Module):
             conditions = {} if baselines is None else {"view_baseline": baselines[chosen]}
             if known_mask is not None:
                 conditions |= {"known": latents[chosen], "known_mask": known_mask[chosen]}
-            text = encode_tokens(self.text_encoder, ids)
+            text = self.encode(ids)
             text = text if more is None else text + more
             prediction = self.predict(noisy[chosen], timesteps[chosen], text, **conditions)
             more_of = getattr(config, "deviation_weight", 1.0)
@@ -148,7 +164,15 @@ class DenoisingTask:
         self.mixture: Mixture | None = None
         self._held_out_pieces: list[Piece] | None = None
         self.tokenizer, self.vae, self.scheduler = tokenizer, vae.eval().requires_grad_(False), scheduler
+        choose_weights(unet, text_encoder, config)
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         self.module = DenoisingModule(unet, text_encoder, scheduler, config)
+
+    def export_adapter(self, folder: Path) -> None:
+        """Leaves the LoRA in `folder`, where one was trained, and merges it into the UNet."""
+        if self.config.trainable == "lora":
+            export_lora(self.module.unet, folder / LORA_FOLDER)
 
     def report(self) -> dict[str, Any]:
         """What the run has learnt about its data: the measured entropic clock, leaks, broken clips."""
@@ -235,7 +259,7 @@ class DenoisingTask:
 
     def captions(self, clips: list[int], split: ContaminatedSplit, draw: np.random.Generator) -> list[str]:
         """A new wording for each of the `clips` of a pool, given by number; some are empty, for guidance."""
-        wordings = draw.integers(WORDINGS, size=len(clips)).tolist()
+        wordings = draw.integers(self.config.wordings or WORDINGS, size=len(clips)).tolist()
         captions = [
             caption_of(sample_scene(*split.key(clip)), self.config.seed, wording)
             for clip, wording in zip(clips, wordings, strict=True)
@@ -334,6 +358,10 @@ class DenoisingTask:
 
     def batch_key(self, step: int, rank: int) -> tuple[int, ...]:
         return (self.config.seed, step, rank, NOISE_STREAM)
+
+    def batch_tokens(self, batch: dict[str, torch.Tensor]) -> int:
+        """Latent pixels of all views and frames."""
+        return batch["latents"][:, 0].numel()
 
     @property
     def negative_prompt(self) -> str:

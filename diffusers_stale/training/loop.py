@@ -4,27 +4,21 @@ What is trained, on what, is a `Task`. Randomness is the task's, from counters: 
 """
 
 import json
-import math
-import os
 import resource
 import shlex
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.tensorboard import SummaryWriter
 
-from diffusers_stale.precision import computes_bfloat16
+from diffusers_stale.training.averages import AVERAGES, MovingAverage
 from diffusers_stale.training.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -33,53 +27,17 @@ from diffusers_stale.training.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from diffusers_stale.training.config import Precision, Schedule, StageConfig
+from diffusers_stale.training.config import StageConfig
+from diffusers_stale.training.processes import training_attention
 from diffusers_stale.training.provenance import EnergyMeter, tensors_hash
+from diffusers_stale.training.rates import rate_factor
+from diffusers_stale.training.stale_gradients import StaleGradients
+from diffusers_stale.training.stopping import DivergedError, StoppedError, StopRequest
+from diffusers_stale.training.trackers import Tracker, open_trackers
 
 
 FINGERPRINTED_STEPS = (1, 2, 5, 10, 20, 50)
 """Steps after which the weights are hashed, so that a re-trained run can be compared to the bit."""
-
-
-def training_attention(device: torch.device) -> AbstractContextManager:
-    """Attention kernels to train with: on CPUs the plain one, whose backward pass is several times faster there.
-
-    Measured with torch 2.13 in bfloat16 on 64 and 16 tokens: 110 instead of 75 images a second for the whole UNet.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-class LaunchError(RuntimeError):
-    """The processes that were started are not those that train together."""
-
-
-class DivergedError(FloatingPointError):
-    """Gradients have not been finite for many steps: training on would change nothing."""
-
-
-class StoppedError(SystemExit):
-    """The run was told to stop by a signal, and has saved; the exit status is the shell's for that signal."""
-
-
-class StopRequest:
-    """Within it, SIGTERM and SIGINT do not end the process but set `signal`; a second one does what it did before."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> "StopRequest":
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            self._before = {kind: signal.signal(kind, self._note) for kind in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
-
-    def _note(self, kind: int, frame: object) -> None:
-        self.signal = kind
-        self.__exit__()
 
 
 class Task(Protocol):
@@ -87,9 +45,10 @@ class Task(Protocol):
 
     `module(**batch)` returns the loss, a scalar. `batch` makes the batch number `step` of this process, from counters
     (of `accumulation` batches to a step of the optimizer, all are numbered). `parameter_groups` are those of an
-    optimizer, with `lr` relative to the learning rate of the configuration. `evaluate` and `sample` are called with
-    averaged weights in `module`; `report` is what the stage's report says beside the loop's figures; `fingerprints`
-    are hashes of this process's data, by name.
+    optimizer, with `lr` relative to the learning rate of the configuration. `batch_images` counts the pictures of a
+    batch, every view and frame one, `batch_tokens` what the network computes on: latent pixels, or tokens of text.
+    `evaluate` and `sample` are called with averaged weights in `module`; `report` is what the stage's report says
+    beside the loop's figures; `fingerprints` are hashes of this process's data, by name.
     """
 
     module: torch.nn.Module
@@ -100,6 +59,8 @@ class Task(Protocol):
 
     def batch_images(self, batch: dict[str, Any]) -> int: ...
 
+    def batch_tokens(self, batch: dict[str, Any]) -> int: ...
+
     def evaluate(self) -> dict[str, float]: ...
 
     def sample(self, path: Path) -> None: ...
@@ -107,82 +68,6 @@ class Task(Protocol):
     def report(self) -> dict[str, Any]: ...
 
     def fingerprints(self) -> dict[str, str]: ...
-
-
-def chosen_precision(precision: Precision) -> str:
-    """`precision`, with "auto" decided for the hardware at hand."""
-    if precision != "auto":
-        return precision
-    return "bf16" if computes_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "no"
-
-
-def make_accelerator(precision: Precision) -> Accelerator:
-    """An `Accelerator` that took up every process that the launcher started; raises `LaunchError` otherwise.
-
-    Without a GPU it is told so: Accelerate would else make independent main processes that write the same files.
-    """
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=chosen_precision(precision),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
-    )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise LaunchError(
-            f"The launcher started {started} processes, but Accelerate joined {accelerator.num_processes}; start with "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N on CPUs, or accelerate launch on GPUs."
-        )
-    return accelerator
-
-
-def rate_factor(step: int, fraction: float, warmup_steps: int, schedule: Schedule) -> float:
-    """Factor on the learning rate at `step`, when `fraction` (0 to 1) of the run is over."""
-    warm = min(1.0, (step + 1) / max(warmup_steps, 1))
-    return warm * SCHEDULES[schedule](min(max(fraction, 0.0), 1.0))
-
-
-SCHEDULES = {
-    "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
-    "linear": lambda fraction: 1.0 - fraction,
-    "constant": lambda fraction: 1.0,
-}
-
-
-class MovingAverage:
-    """Exponential moving average of parameters, in float32; its decay warms up as (1 + step) / (10 + step)."""
-
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], decay: float):
-        self.decay = decay
-        self.live = list(parameters.values())
-        self.average = [parameter.detach().clone() for parameter in self.live]
-        self.names = list(parameters)
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.live], 1 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Within, the module has the averaged weights."""
-        kept = [parameter.detach().clone() for parameter in self.live]
-        self.copy_to_live(self.average)
-        try:
-            yield
-        finally:
-            self.copy_to_live(kept)
-
-    @torch.no_grad()
-    def copy_to_live(self, values: list[torch.Tensor]) -> None:
-        torch._foreach_copy_([parameter.detach() for parameter in self.live], values)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return dict(zip(self.names, self.average, strict=True))
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        for name, average in self.state().items():
-            average.copy_(state[name])
 
 
 class Trainer:
@@ -199,20 +84,25 @@ class Trainer:
         self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
         self.parameters = {name: item for name, item in task.module.named_parameters() if item.requires_grad}
         task.module.to(accelerator.device)
-        self.ema = MovingAverage(self.parameters, config.ema_decay)
-        groups = [group | {"lr": group["lr"] * config.learning_rate} for group in task.parameter_groups()]
+        self.ema = MovingAverage(self.parameters, AVERAGES[config.ema_form](config))
+        groups = trained_groups(task.parameter_groups(), config.learning_rate)
         self.optimizer = torch.optim.AdamW(
             groups, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        halves = config.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=halves)
+        self.autocast = torch.autocast(accelerator.device.type, torch.float16) if halves else nullcontext()
         self.step, self.images, self.loss = 0, 0, float("nan")
         self.seconds_before, self.core_seconds_before, self.skipped, self.skipped_in_a_row = 0.0, 0.0, 0, 0
         self.joules_before, self.energy = 0.0, EnergyMeter()
         self.fingerprints: dict[str, str] = {}
         self.commands = [command_line()]
+        self.seen: Counter[str] = Counter()
         if resume:
             self.restore()
         self.model = accelerator.prepare_model(task.module)
+        self.stale = StaleGradients(accelerator, self.model, self.optimizer, config.local_steps)
         self.started, self.cores_started = time.monotonic(), core_seconds()
 
     @property
@@ -244,37 +134,46 @@ class Trainer:
 
     def _run(self, stop: StopRequest) -> dict[str, Any]:
         main = self.accelerator.is_main_process
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if main else None
-        saved, logged_at, logged_images = self.seconds_before, self.seconds, self.images
+        trackers = open_trackers(self.config.trackers, self.folder, self.config, self.step) if main else []
+        seconds, saved, logged_at = self.seconds, self.seconds_before, self.seconds
+        self.seen.clear()
         waited = 0.0
         while True:
-            seconds, kind = self.agreed(stop)
+            if self.stale.alike:
+                seconds, kind = self.agreed(stop)
+                if kind and self.fraction(seconds) < 1.0:
+                    self.stop(kind)
+                if seconds - saved > self.config.save_every and self.fraction(seconds) < 1.0:
+                    self.save()
+                    saved = seconds
             if (fraction := self.fraction(seconds)) >= 1.0:
                 break
-            if kind:
-                self.stop(kind)
-            if seconds - saved > self.config.save_every:
-                self.save()
-                saved = seconds
             loss, seconds_of_data = self.train_step(fraction)
             waited += seconds_of_data
             if self.step % self.config.log_every == 0:
                 self.loss = float(self.accelerator.reduce(loss, reduction="mean"))
                 if main:
-                    spent = max(self.seconds - logged_at, 1e-9)
-                    speed, share = (self.images - logged_images) / spent, waited / spent
-                    self.log(writer, fraction, speed, share)
-                logged_at, logged_images, waited = self.seconds, self.images, 0.0
+                    self.log(trackers, max(self.seconds - logged_at, 1e-9), waited)
+                logged_at, waited = self.seconds, 0.0
+                self.seen.clear()
             if main and self.step % self.config.sample_every == 0:
-                self.show(writer)
+                began = self.seconds
+                self.show(trackers)
+                logged_at += self.seconds - began
+        return self.finish(trackers)
+
+    def finish(self, trackers: list[Tracker]) -> dict[str, Any]:
+        """Saves the end of the run, leaves the averaged weights in the module, and returns figures."""
+        self.stale.finish(self.averaged_tensors())
         self.save()
         self.accelerator.wait_for_everyone()
         self.ema.copy_to_live(self.ema.average)
         figures = self.figures()
-        if main:
+        if self.accelerator.is_main_process:
             figures |= self.evaluated()
             self.say(f"finished: {json.dumps(figures)}")
-            writer.close()
+        for tracker in trackers:
+            tracker.close()
         return figures
 
     def stop(self, kind: int) -> None:
@@ -301,12 +200,17 @@ class Trainer:
             batch = self.task.batch(self.step * count + micro, self.accelerator.process_index, fraction)
             waited += time.monotonic() - began
             last = micro == count - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with training_attention(self.accelerator.device):
+            # Backward passes too are within: with gradient checkpointing they hold forward ones.
+            with (
+                nullcontext() if last else self.accelerator.no_sync(self.model),
+                training_attention(self.accelerator.device),
+            ):
+                with self.autocast:
                     loss = self.model(**batch)
-                self.accelerator.backward(loss if count == 1 else loss / count)
+                self.accelerator.backward(self.scaler.scale(loss if count == 1 else loss / count))
             losses.append(loss.detach())
-            self.images += self.task.batch_images(batch) * self.accelerator.num_processes
+            self.count(batch)
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
@@ -314,17 +218,40 @@ class Trainer:
         else:
             self.skipped += 1
             self.skipped_in_a_row += 1
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.step)
-        if self.skipped_in_a_row >= self.config.max_skipped:
-            raise DivergedError(
-                f"Gradients must be finite, got {self.skipped_in_a_row} steps in a row up to step {self.step} whose "
-                "were not; resume from the newest checkpoint with a smaller learning_rate, or with precision=no."
-            )
+        self.stale.step(self.averaged_tensors())
+        self.check_progress()
         if self.step in FINGERPRINTED_STEPS:
             self.fingerprints[str(self.step)] = tensors_hash(self.parameters)
         return torch.stack(losses).mean(), waited
+
+    def check_progress(self) -> None:
+        """Raises `DivergedError` after `max_skipped` steps in a row without a finite gradient, in all processes."""
+        if not self.stale.alike:
+            return
+        row = self.skipped_in_a_row
+        if self.config.local_steps > 1:
+            row = int(self.accelerator.gather(torch.tensor([row], device=self.accelerator.device)).max())
+        if row >= self.config.max_skipped:
+            raise DivergedError(
+                f"Gradients must be finite, got {row} steps in a row up to step {self.step} whose were not; resume "
+                "from the newest checkpoint with a smaller learning_rate, or with precision=no."
+            )
+
+    def count(self, batch: dict[str, Any]) -> None:
+        """Counts what all processes have seen with `batch`."""
+        images, processes = self.task.batch_images(batch), self.accelerator.num_processes
+        self.images += images * processes
+        samples, tokens = len(next(iter(batch.values()))), self.task.batch_tokens(batch)
+        self.seen.update(samples=samples * processes, frames=images * processes, tokens=tokens * processes)
+
+    def averaged_tensors(self) -> list[torch.Tensor]:
+        """What processes hold beside the weights."""
+        moments = (value for values in self.optimizer.state.values() for value in values.values())
+        return [*self.ema.average, *moments]
 
     def first_steps(self, count: int) -> dict[str, str]:
         """Trains the first `count` steps and saves nothing; returns the fingerprints on the way, by step."""
@@ -332,23 +259,29 @@ class Trainer:
             self.train_step(self.fraction(0.0))
         return self.fingerprints
 
-    def log(self, writer: SummaryWriter, fraction: float, images_per_second: float, data_share: float) -> None:
+    def log(self, trackers: list[Tracker], spent: float, waited: float) -> None:
+        """Tells what the last `spent` seconds were like, of which `waited` were spent on making batches."""
+        fraction = self.fraction(self.seconds)
         left = self.seconds * (1 / fraction - 1) if fraction > 0 else float("nan")
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate, share = self.optimizer.param_groups[0]["lr"], waited / spent
+        speeds = {name: count / spent for name, count in self.seen.items()}
+        told = " ".join(f"{speed:.{0 if speed >= 10 else 1}f} {name}/s" for name, speed in speeds.items())
+        scale = f" scale {self.scaler.get_scale():g}" if self.scaler.is_enabled() else ""
         self.say(
-            f"step {self.step} loss {self.loss:.4f} rate {rate:.2e} {images_per_second:.0f} img/s "
-            f"data {data_share:.0%} elapsed {self.seconds:.0f} s left {left:.0f} s"
+            f"step {self.step} loss {self.loss:.4f} rate {rate:.2e}{scale} {told} data {share:.0%} "
+            f"elapsed {self.seconds:.0f} s left {left:.0f} s"
         )
-        scalars = {"loss": self.loss, "learning_rate": rate, "images_per_second": images_per_second}
-        for name, value in (scalars | {"data_share": data_share}).items():
-            writer.add_scalar(name, value, self.step)
+        scalars = {"loss": self.loss, "learning_rate": rate, "data_share": share}
+        scalars |= {f"{name}_per_second": speed for name, speed in speeds.items()}
+        for tracker in trackers:
+            tracker.log(scalars, self.step)
 
     def evaluated(self) -> dict[str, float]:
         self.task.module.eval()
         with torch.no_grad():
             return self.task.evaluate()
 
-    def show(self, writer: SummaryWriter) -> None:
+    def show(self, trackers: list[Tracker]) -> None:
         """Evaluates and samples with averaged weights."""
         with self.ema.applied():
             metrics = self.evaluated()
@@ -356,8 +289,8 @@ class Trainer:
             path.parent.mkdir(parents=True, exist_ok=True)
             with torch.no_grad():
                 self.task.sample(path)
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, self.step)
+        for tracker in trackers:
+            tracker.log(metrics, self.step)
         if metrics:
             self.say(f"step {self.step} " + " ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
@@ -385,9 +318,10 @@ class Trainer:
             "commands": self.commands,
         }
 
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> dict[str, Any]:
         """What a state holds beside figures."""
-        return {"step": self.step, "skipped_in_a_row": self.skipped_in_a_row}
+        counters = {"step": self.step, "skipped_in_a_row": self.skipped_in_a_row}
+        return counters | ({"loss_scale": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
 
     def save(self) -> None:
         """Writes a checkpoint; all processes must call it."""
@@ -424,11 +358,19 @@ class Trainer:
         self.seconds_before, self.core_seconds_before = state["seconds"], state["core_seconds"]
         self.skipped = state["skipped_steps"]
         self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
+        if "loss_scale" in state:
+            self.scaler.load_state_dict(state["loss_scale"])
         self.joules_before = state.get("joules") or 0.0
         self.fingerprints = dict(state.get("fingerprints", {}))
         self.commands = [*state.get("commands", ()), *self.commands]
         if self.accelerator.is_main_process:
             self.say(f"resumed from {newest.name}")
+
+
+def trained_groups(groups: list[dict[str, Any]], learning_rate: float) -> list[dict[str, Any]]:
+    """The groups of an optimizer, without parameters that are frozen; `lr` times the learning rate."""
+    kept = [group | {"params": [item for item in group["params"] if item.requires_grad]} for group in groups]
+    return [group | {"lr": group["lr"] * learning_rate} for group in kept if group["params"]]
 
 
 def core_seconds() -> float:

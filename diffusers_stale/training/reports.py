@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_stale.training.config import STAGES, StageConfig, stage_config
+from diffusers_stale.training.vocabulary import CRYING_JOY
 
 
 REPORT = "training_report.json"
@@ -25,8 +26,11 @@ def read_config(report: dict[str, Any]) -> StageConfig:
 
 
 def taught_joy(folder: Path) -> bool:
-    """Whether the stage exported to `folder` was taught that the token of tears of joy is what captions are not."""
-    return (folder / REPORT).is_file() and read_config(read_report(folder)).trains_joy
+    """Whether the pipeline in `folder` was taught that the token of tears of joy is what captions are not."""
+    if (folder / REPORT).is_file() and read_config(read_report(folder)).trains_joy:
+        return True
+    index = folder / "model_index.json"
+    return index.is_file() and json.loads(index.read_text()).get("default_negative_prompt") == CRYING_JOY
 
 
 def collect_reports(run_folder: Path) -> dict[str, dict[str, Any]]:

@@ -105,6 +105,10 @@ class AutoencoderTask:
     def batch_images(self, batch: dict[str, torch.Tensor]) -> int:
         return len(batch["pixels"])
 
+    def batch_tokens(self, batch: dict[str, torch.Tensor]) -> int:
+        """Latent pixels."""
+        return batch["noise"][:, 0].numel()
+
     @torch.no_grad()
     def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encoded (without noise) and decoded frames, in float32."""

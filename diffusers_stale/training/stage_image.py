@@ -125,7 +125,8 @@ class ImageTask(DenoisingTask):
         write_sheet(path, decode_images(self.vae, latents), columns=8)
 
     def export(self, folder: Path) -> None:
-        """A folder of Stable Diffusion's shape, in float32."""
+        """A folder of Stable Diffusion's shape, in float32, with the LoRA beside it where one was trained."""
+        self.export_adapter(folder)
         self.vae.save_pretrained(folder / "vae")
         self.module.unet.save_pretrained(folder / "unet")
         self.module.text_encoder.save_pretrained(folder / "text_encoder")

@@ -55,11 +55,7 @@ class MovieTask(DenoisingTask):
         vae = AutoencoderKL.from_pretrained(image_folder / "vae").to(device)
         text_encoder, tokenizer = load_text(image_folder)
         torch.manual_seed(config.seed)
-        unet = StaleUNet5DConditionModel.from_unet2d(
-            UNet2DConditionModel.from_pretrained(image_folder / "unet"), known_conditioning=config.known_share > 0
-        )
-        if config.start_from is not None:
-            take_new_weights(unet, Path(config.start_from))
+        unet = start_network(config, image_folder)
         scheduler = StaleScheduler.from_pretrained(image_folder / "scheduler")
         super().__init__(config, unet, text_encoder, tokenizer, vae, scheduler, device)
         self.inherits_joy = taught_joy(image_folder)
@@ -110,8 +106,10 @@ class MovieTask(DenoisingTask):
         return {name: tensors_hash(vars(pool)) for name, pool in (("static", self.static), ("moving", self.moving))}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        new = set(new_parameter_names(self.module.unet))
         parameters = list(self.module.unet.named_parameters())
+        # Beside frozen weights all that is trained is new.
+        of_adapter = self.config.trainable == "lora"
+        new = {name for name, _ in parameters} if of_adapter else set(new_parameter_names(self.module.unet))
         return [
             {"params": [item for name, item in parameters if name in new], "lr": 1.0},
             {"params": [item for name, item in parameters if name not in new], "lr": self.config.inherited_rate},
@@ -234,10 +232,11 @@ class MovieTask(DenoisingTask):
         write_sheet(path, torch.cat(rows), columns)
 
     def export(self, folder: Path) -> None:
-        """A complete `StaleDiffusionPipeline` in float16."""
+        """A complete `StaleDiffusionPipeline` in float16, with the LoRA beside it where one was trained."""
         # Here and not above: of all that is trained, only this result needs the pipeline.
         from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 
+        self.export_adapter(folder)
         pipeline = StaleDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.module.text_encoder,
@@ -278,6 +277,34 @@ class BarnyardMovies:
         return tensors_hash(
             {f"{name}/{key}": value for name, pool in pools.items() for key, value in vars(pool).items()}
         )
+
+
+def start_network(config: MovieConfig, folder: Path) -> StaleUNet5DConditionModel:
+    """The 5D UNet of the pipeline in `folder`, or its 2D UNet inflated; new layers may come from `start_from`.
+
+    Raises `ValueError` for a 5D UNet without an input for what is known where `known_share` asks for one, and for a
+    LoRA on new layers that nobody has trained: their output is zero, and would stay so.
+    """
+    inflate = json.loads((folder / "unet" / "config.json").read_text())["_class_name"] == "UNet2DConditionModel"
+    known = config.known_share > 0
+    if inflate:
+        parent = UNet2DConditionModel.from_pretrained(folder / "unet")
+        unet = StaleUNet5DConditionModel.from_unet2d(parent, known_conditioning=known)
+    else:
+        unet = StaleUNet5DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    if known and not unet.config.known_conditioning:
+        raise ValueError(
+            f"`known_share` must be 0 for a network without known_conditioning, got {config.known_share} for "
+            f"{folder}; set known_share=0."
+        )
+    if config.start_from is not None:
+        take_new_weights(unet, Path(config.start_from))
+    elif inflate and config.trainable == "lora":
+        raise ValueError(
+            f"`trainable` lora needs view and time layers that were trained, got a 2D network in {folder}; give a "
+            "movie pipeline as --image, or one to take them from as start_from."
+        )
+    return unet
 
 
 def take_new_weights(unet: StaleUNet5DConditionModel, pipeline_folder: Path) -> None:

@@ -102,6 +102,10 @@ class TextTask:
     def batch_images(self, batch: dict[str, torch.Tensor]) -> int:
         return len(batch["input_ids"])
 
+    def batch_tokens(self, batch: dict[str, torch.Tensor]) -> int:
+        """Tokens of text, padding included."""
+        return batch["input_ids"].numel()
+
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Share of stated attributes that are read rightly from the pooled state."""

@@ -21,11 +21,17 @@ from diffusers_stale.training.config import (
     TextConfig,
     TrainingConfig,
 )
-from diffusers_stale.training.loop import Task, Trainer, chosen_precision, make_accelerator
+from diffusers_stale.training.config_files import config_yaml
+from diffusers_stale.training.loop import Task, Trainer
+from diffusers_stale.training.processes import chosen_precision, make_accelerator
 from diffusers_stale.training.provenance import hardware, provenance
 from diffusers_stale.training.reports import REPORT
 from diffusers_stale.training.stage_autoencoder import AutoencoderTask
 from diffusers_stale.training.stage_text import TextTask
+
+
+CONFIG_FILE = "config.yaml"
+"""What a run's folder holds of its configuration, to be given back with `scripts/train.py --config`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,8 @@ def train_stage(
     origin = origin_of(stage, task, settings, run)
     if accelerator.is_main_process:
         write_origin(run.work_folder, origin | {"config": asdict(settings)})
+        with atomic_path(run.work_folder / CONFIG_FILE) as path:
+            path.write_text(config_yaml(replace(config, **{stage: settings}), [stage]), encoding="utf-8")
     figures = trainer.run()
     report = {"stage": stage, "seed": settings.seed} | figures | preparation | task.report()
     report |= {"machine": hardware(), "provenance": origin, "config": asdict(settings)}

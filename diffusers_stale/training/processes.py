@@ -1,0 +1,51 @@
+"""The processes of a run: that those which were started train together, and with which kernels they do."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffusers_stale.precision import computes_bfloat16
+from diffusers_stale.training.config import Precision
+
+
+class LaunchError(RuntimeError):
+    """The processes that were started are not those that train together."""
+
+
+def chosen_precision(precision: Precision) -> str:
+    """`precision`, with "auto" decided for the hardware at hand."""
+    if precision != "auto":
+        return precision
+    return "bf16" if computes_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "no"
+
+
+def make_accelerator(precision: Precision) -> Accelerator:
+    """An `Accelerator` that took up every process that the launcher started; raises `LaunchError` otherwise.
+
+    Without a GPU it is told so: Accelerate would else make independent main processes that write the same files.
+    Half precision with scaled losses ("fp16") is the trainer's own, since Accelerate has it on GPUs only.
+    """
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no" if precision == "fp16" else chosen_precision(precision),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise LaunchError(
+            f"The launcher started {started} processes, but Accelerate joined {accelerator.num_processes}; start with "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N on CPUs, or accelerate launch on GPUs."
+        )
+    return accelerator
+
+
+def training_attention(device: torch.device) -> AbstractContextManager:
+    """Attention kernels to train with: on CPUs the plain one, whose backward pass is several times faster there.
+
+    Measured with torch 2.13 in bfloat16 on 64 and 16 tokens: 110 instead of 75 images a second for the whole UNet.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
