@@ -10,7 +10,6 @@ the card as README.md; the card goes to model_card.md too.
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffusers_stale.checkpoint_origin import without_repeats
 from diffusers_stale.checkpoints import ROOT as CHECKPOINTS
-from diffusers_stale.manifest import write_manifest
-from diffusers_stale.model_card import model_card
-from diffusers_stale.training.reports import REPORT, collect_reports
+from diffusers_stale.sharing import write_shared
+from diffusers_stale.training.reports import collect_reports
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,18 +46,12 @@ def main() -> int:
                 report["started_from"] = json.loads((Path(earlier) / "provenance.json").read_text())
         reports = without_repeats(reports)
         evaluations = [json.loads((folder / "report.json").read_text()) for folder in arguments.evaluation]
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(arguments.run / "movie", target, ignore=shutil.ignore_patterns(REPORT))
-        (target / "provenance.json").write_text(json.dumps(reports, indent=1) + "\n")
-        card = model_card(arguments.name, arguments.about.read_text(), target, reports, evaluations)
-        for path in (target / "README.md", ROOT / "model_card.md"):
-            path.write_text(card)
-        write_manifest(target)
+        about = arguments.about.read_text()
+        card = write_shared(arguments.run / "movie", target, arguments.name, reports, about, evaluations)
+        (ROOT / "model_card.md").write_text(card)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for path in target.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
     return 0
