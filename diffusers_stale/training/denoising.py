@@ -268,7 +268,9 @@ class DenoisingTask:
 
     def caption(self, clip: int, split: ContaminatedSplit, draw: np.random.Generator) -> str:
         """A new wording for the `clip` of a pool, given by number."""
-        return caption_of(sample_scene(*split.key(clip)), self.config.seed, int(draw.integers(WORDINGS)))
+        return caption_of(
+            sample_scene(*split.key(clip)), self.config.seed, int(draw.integers(self.config.wordings or WORDINGS))
+        )
 
     def prompts(self, rendered: tuple[str, ...]) -> list[str]:
         """What samples are asked for: as many as `rendered`, which are those for barnyards, of the clips' captions."""
