@@ -203,7 +203,7 @@ class Trainer:
             # Backward passes too are within: with gradient checkpointing they hold forward ones.
             with (
                 nullcontext() if last else self.accelerator.no_sync(self.model),
-                training_attention(self.accelerator.device),
+                training_attention(self.accelerator.device, self.accelerator.mixed_precision),
             ):
                 with self.autocast:
                     loss = self.model(**batch)
