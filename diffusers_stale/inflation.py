@@ -25,6 +25,10 @@ NEW_OPTIONS = tuple(
 )
 """Options of the new layers: what `inflate_unet2d` takes besides the 2D UNet."""
 
+WIDEST_TIME_LAYER = 384
+"""Channels that time layers have inside at most, unless told otherwise. As wide as their levels, they would add a third
+to the weights of Stable Diffusion 1.5 (levels of up to 1280 channels); like this, a seventeenth."""
+
 
 def inflate_unet2d(
     unet2d: UNet2DConditionModel, motion_adapter: MotionAdapter | None = None, **new_layer_options: Any
@@ -33,15 +37,16 @@ def inflate_unet2d(
 
     Its output equals the parent's for every view and frame, until new layers are trained; with a `motion_adapter` it
     equals, for every view, that of `UNetMotionModel.from_unet2d(unet2d, motion_adapter)`. No second copy of weights is
-    made: both networks hold the same tensors, so training the 5D UNet changes its parent; inflate a `copy.deepcopy` of
-    the parent where it is needed unchanged.
+    made: the 5D UNet holds the tensors of its parent, and those of the adapter where it has the parent's device and
+    dtype. Training it changes both; inflate a `copy.deepcopy` of what is needed unchanged.
 
     Args:
         unet2d: any 2D UNet of the Stable Diffusion family, without adapters (fuse or unload LoRAs first); its
             attention processors, FreeU and gradient checkpointing are taken over.
-        motion_adapter: AnimateDiff's, for this kind of UNet; its weights are copied, and it decides on all options of
-            time layers. Where it has none in the middle block (versions 1 and 3), the one there stays at zero output.
-        new_layer_options: among `NEW_OPTIONS`; see `StaleUNet5DConditionModel`.
+        motion_adapter: AnimateDiff's, for this kind of UNet; it decides on all options of time layers. Where it has
+            none in the middle block (versions 1 and 3), the one there stays at zero output.
+        new_layer_options: among `NEW_OPTIONS`; see `StaleUNet5DConditionModel`. Where levels are wider than
+            `WIDEST_TIME_LAYER`, that is `time_max_channels`, unless another number, or None, is given.
 
     Returns:
         A network on the parent's device, in its dtype and mode (training or evaluation).
@@ -59,13 +64,15 @@ def inflate_unet2d(
     check_inflatable(spatial_config)
     if motion_adapter is not None:
         new_layer_options = with_adapter_options(motion_adapter, spatial_config, new_layer_options)
+    elif max(spatial_config["block_out_channels"]) > WIDEST_TIME_LAYER:
+        new_layer_options = {"time_max_channels": WIDEST_TIME_LAYER, **new_layer_options}
     with torch.device("meta"):
         unet = StaleUNet5DConditionModel(**spatial_config, **new_layer_options)
     move_weights(unet2d, unet)
-    unet.add_new_layers(unet2d.device, unet2d.dtype)
-    take_over_switches(unet2d, unet)
     if motion_adapter is not None:
-        load_motion_adapter(unet, motion_adapter)
+        share_motion_adapter(motion_adapter, unet, unet2d.device, unet2d.dtype)
+    unet.add_new_layers(unet2d.device, unet2d.dtype, keep_time_layers=motion_adapter is not None)
+    take_over_switches(unet2d, unet)
     return unet.train(unet2d.training)
 
 
@@ -131,6 +138,7 @@ def with_adapter_options(
     decided = {
         "time_layers": True,
         "time_attention_heads": wanted["motion_num_attention_heads"][0],
+        "time_max_channels": None,
         "time_max_frames": config.motion_max_seq_length,
         "time_double_self_attention": True,
         "time_activation_fn": "geglu",
@@ -165,13 +173,16 @@ def one_for_all(value: Any, levels: int) -> tuple:
     return (value[0] if isinstance(value, (list, tuple)) else value,) * levels
 
 
-def load_motion_adapter(unet: StaleUNet5DConditionModel, motion_adapter: MotionAdapter) -> None:
-    """Copies the weights of `motion_adapter` into the time layers of `unet`, which must have its options.
+def share_motion_adapter(
+    motion_adapter: MotionAdapter, unet: StaleUNet5DConditionModel, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Gives the time layers of `unet`, which must have its options, the tensors of `motion_adapter`.
 
-    Raises `ValueError` unless every weight has its place, and every time layer (save the middle block's, where the
-    adapter has none) its weights.
+    They are copied where they are not on `device` in `dtype`. Raises `ValueError` unless every weight has its place,
+    and every time layer (save the middle block's, where the adapter has none) its weights.
     """
-    missing, left_over = unet.load_state_dict(motion_adapter.state_dict(), strict=False)
+    tensors = {name: tensor.to(device, dtype) for name, tensor in motion_adapter.state_dict().items()}
+    missing, left_over = unet.load_state_dict(tensors, strict=False, assign=True)
     without_middle = motion_adapter.mid_block is None
     lacking = [
         name

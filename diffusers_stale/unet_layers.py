@@ -71,6 +71,7 @@ class NewLayerOptions:
     view_slopes: tuple[float, ...]
     time_layers: bool
     time_attention_heads: int | None
+    time_max_channels: int | None
     time_max_frames: int
     time_double_self_attention: bool
     time_activation_fn: str
@@ -98,17 +99,24 @@ class StaleBlock(nn.Module):
         self.gradient_checkpointing = False
         self.add_new_layers(options)
 
-    def add_new_layers(self, options: NewLayerOptions) -> None:
+    def add_new_layers(self, options: NewLayerOptions, keep_time_layers: bool = False) -> None:
         """Builds time and view layers afresh, with outputs of zero, in place of any that are there."""
-        self.motion_modules, self.view_layers = None, None
-        if options.time_layers:
-            self.motion_modules = nn.ModuleList(time_layer(self.channels, options) for _ in range(self.motion_count))
+        if not keep_time_layers:
+            self.motion_modules = None
+            if options.time_layers:
+                layers = (time_layer(self.channels, options) for _ in range(self.motion_count))
+                self.motion_modules = nn.ModuleList(layers)
+        self.view_layers = None
         view_layer = VIEW_LAYERS[options.view_layer_type]
         if view_layer is not None:
             heads = fitting_heads(
                 options.view_attention_heads, PREFERRED_VIEW_HEADS, SMALLEST_VIEW_HEAD, self.channels
             )
             self.view_layers = nn.ModuleList([view_layer(self.channels, heads, options.view_slopes)])
+
+    def has_time_weights(self) -> bool:
+        """Whether there are time layers, with values."""
+        return self.motion_modules is not None and not any(one.is_meta for one in self.motion_modules.parameters())
 
     def run(self, layer: nn.Module, *arguments: Any) -> torch.Tensor:
         """Calls `layer`, through gradient checkpointing where that is switched on."""
@@ -342,15 +350,16 @@ def moved_in_parts(
 
 def time_layer(channels: int, options: NewLayerOptions) -> AnimateDiffTransformer3D:
     """An AnimateDiff motion module (Guo et al. 2023, arXiv 2307.04725) whose output is zero at initialisation."""
-    heads = fitting_heads(options.time_attention_heads, PREFERRED_TIME_HEADS, SMALLEST_TIME_HEAD, channels)
-    if channels % heads != 0:
+    width = channels if options.time_max_channels is None else min(channels, options.time_max_channels)
+    heads = fitting_heads(options.time_attention_heads, PREFERRED_TIME_HEADS, SMALLEST_TIME_HEAD, width)
+    if width % heads != 0:
         raise ValueError(
-            f"`time_attention_heads` must divide the {channels} channels of every level, got {heads}; choose another "
-            "count, or None for one that fits each level."
+            f"`time_attention_heads` must divide the {width} channels of every time layer, got {heads}; choose "
+            "another count, or None for one that fits each level."
         )
     layer = AnimateDiffTransformer3D(
         num_attention_heads=heads,
-        attention_head_dim=channels // heads,
+        attention_head_dim=width // heads,
         in_channels=channels,
         norm_num_groups=options.time_norm_num_groups,
         double_self_attention=options.time_double_self_attention,

@@ -60,6 +60,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             from level to level, as disparity is.
         time_layers: for each level (or one for all) whether it has time layers.
         time_attention_heads: heads of the time layers; None takes 8, or fewer where channels are few.
+        time_max_channels: channels that time layers have inside at most; None for as many as their level has.
         time_max_frames: longest movie that time layers have positions for, in frames.
         time_double_self_attention: whether each time layer attends twice, as AnimateDiff's motion modules do.
         time_activation_fn: activation in the time layers: `"gelu"`, or `"geglu"` as in AnimateDiff, whose feed-forward
@@ -143,6 +144,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         view_slopes: tuple[float, ...] = (-1.0, -0.4, 0.4, 1.0),
         time_layers: bool | tuple[bool, ...] = True,
         time_attention_heads: int | None = None,
+        time_max_channels: int | None = None,
         time_max_frames: int = 32,
         time_double_self_attention: bool = False,
         time_activation_fn: Literal["gelu", "geglu"] = "gelu",
@@ -152,6 +154,8 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         super().__init__()
         check_inflatable(dict(self.config))
         check_count("time_max_frames", time_max_frames)
+        if time_max_channels is not None:
+            check_count("time_max_channels", time_max_channels)
         self.sample_size = sample_size
         self.register_to_config(
             view_layer_types=view_layer_types_of_levels(view_layer_types, len(block_out_channels)),
@@ -202,6 +206,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             view_slopes=tuple(slope / 2**level for slope in config.view_slopes),
             time_layers=config.time_layers[level],
             time_attention_heads=config.time_attention_heads,
+            time_max_channels=config.time_max_channels,
             time_max_frames=config.time_max_frames,
             time_double_self_attention=config.time_double_self_attention,
             time_activation_fn=config.time_activation_fn,
@@ -227,16 +232,19 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         torch.nn.init.zeros_(layer.weight)
         return layer
 
-    def add_new_layers(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+    def add_new_layers(
+        self, device: torch.device | None = None, dtype: torch.dtype | None = None, keep_time_layers: bool = False
+    ) -> None:
         """Builds every layer that the 2D parent lacks afresh, with outputs of zero, in place of those there are.
 
-        Blocks are cast one by one, so that in half precision no more than one is ever held in full.
+        With `keep_time_layers` those of time that have values already stay. Blocks are cast one by one, so that in half precision no more than one is ever held in full.
         """
         last = len(self.down_blocks) - 1
         blocks = [*enumerate(self.down_blocks), *((last - index, block) for index, block in enumerate(self.up_blocks))]
         blocks += [(last, self.mid_block)] if self.mid_block is not None else []
         for level, block in blocks:
-            block.add_new_layers(self.new_layer_options(level))
+            keep = keep_time_layers and block.has_time_weights()
+            block.add_new_layers(self.new_layer_options(level), keep_time_layers=keep)
             for layers in filter(None, (block.motion_modules, block.view_layers)):
                 layers.to(device=device, dtype=dtype)
         self.view_embedding = self.new_view_embedding().to(device=device, dtype=dtype)

@@ -1,9 +1,13 @@
 """Truths of inflation: the 5D UNet equals its 2D parent view by view and frame by frame, for every kind of parent."""
 
+import json
+import re
+
 import pytest
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
+from diffusers_stale import inflation
 from diffusers_stale.axes import IMAGE_AXES, fold
 from diffusers_stale.inflation import NEW_OPTIONS, inflate_unet2d, is_new_parameter, new_parameter_names
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
@@ -261,6 +265,77 @@ def test_motion_modules_load_by_name_and_equal_animatediff():
         plain = inflate_unet2d(unet2d)(video, 10, arguments["encoder_hidden_states"]).sample
     assert (ours[:, :, 0, 0] - theirs).abs().max() < 1e-4
     assert (ours - plain).abs().max() > 1e-3
+
+
+def test_time_layers_of_wide_parents_are_slim_unless_told_otherwise(tmp_path, monkeypatch):
+    unet2d = parent("sdxl")
+    names = {True: set(), False: set()}
+    wide = inflate_unet2d(unet2d)
+    monkeypatch.setattr(inflation, "WIDEST_TIME_LAYER", 8)
+    slim = inflate_unet2d(unet2d)
+    assert wide.config.time_max_channels is None
+    assert slim.config.time_max_channels == 8
+    ours, theirs = outputs(slim, unet2d)
+    assert (ours - theirs).abs().max() <= 1e-5
+    wide_shapes = {name: parameter.shape for name, parameter in wide.named_parameters()}
+    for name, parameter in slim.named_parameters():
+        names[parameter.shape == wide_shapes[name]].add(name)
+    assert names[False] == {
+        name
+        for name in wide_shapes
+        if re.match(r"(down_blocks\.1|mid_block|up_blocks\.0)\.motion_modules", name)
+        and not re.search(r"motion_modules\.\d\.(norm\.|proj_out\.bias)", name)
+    }
+    full = inflate_unet2d(unet2d, time_max_channels=None)
+    assert {name: parameter.shape for name, parameter in full.named_parameters()} == wide_shapes
+
+    for parameter in slim.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    slim.save_pretrained(tmp_path / "slim")
+    loaded = StaleUNet5DConditionModel.from_pretrained(tmp_path / "slim")
+    assert torch.equal(outputs(loaded, unet2d)[0], outputs(slim, unet2d)[0])
+    slim(**inputs(unet2d)).sample.square().mean().backward()
+    assert all(dict(slim.named_parameters())[name].grad.abs().sum() > 0 for name in new_parameter_names(slim))
+
+
+def test_a_configuration_without_a_width_of_time_layers_means_what_it_meant(tmp_path, monkeypatch):
+    monkeypatch.setattr(inflation, "WIDEST_TIME_LAYER", 8)
+    unet = inflate_unet2d(parent("stable diffusion 1.5"), time_max_channels=None)
+    unet.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["time_max_channels"]
+    path.write_text(json.dumps(config))
+    loaded = StaleUNet5DConditionModel.from_pretrained(tmp_path)
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in unet.state_dict().items())
+
+
+def test_refuses_a_width_of_time_layers_that_does_not_fit():
+    with pytest.raises(ValueError, match="`time_max_channels` must be an integer of at least 1, got 0"):
+        inflate_unet2d(parent("sdxl"), time_max_channels=0)
+    with pytest.raises(ValueError, match="must divide the 6 channels of every time layer, got 4"):
+        inflate_unet2d(parent("sdxl"), time_max_channels=6, time_attention_heads=4)
+
+
+def test_weights_of_a_motion_adapter_are_shared_and_not_copied():
+    torch.manual_seed(2)
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16),
+        motion_layers_per_block=2,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        use_motion_mid_block=False,
+    )
+    unet = inflate_unet2d(parent("stable diffusion 1.5"), adapter)
+    tensors = unet.state_dict()
+    assert all(tensors[name].data_ptr() == tensor.data_ptr() for name, tensor in adapter.state_dict().items())
+    assert not any(tensor.is_meta for tensor in tensors.values())
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+    assert not unet.mid_block.motion_modules[0].proj_out.weight.any()
+    half = inflate_unet2d(parent("stable diffusion 1.5").to(torch.bfloat16), adapter)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
 
 
 def test_refuses_what_is_no_2d_unet():
