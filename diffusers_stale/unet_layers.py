@@ -22,6 +22,7 @@ from diffusers.utils.torch_utils import apply_freeu
 from torch import nn
 
 from diffusers_stale.chunking import EVERYTHING, Chunking, joined, parts, parts_within
+from diffusers_stale.recomputation import keep_less
 from diffusers_stale.shared_text import share_text
 from diffusers_stale.view_layers import VIEW_LAYERS, ViewGrid, zeroed
 
@@ -94,6 +95,8 @@ class StaleBlock(nn.Module):
         self.attentions = getattr(block, "attentions", None)
         if self.attentions is not None:
             share_text(self.attentions)
+            keep_less(self.attentions)
+        keep_less(self.resnets)
         self.motion_count = motion_count
         self.channels = channels
         self.gradient_checkpointing = False
@@ -368,6 +371,7 @@ def time_layer(channels: int, options: NewLayerOptions) -> AnimateDiffTransforme
         num_positional_embeddings=options.time_max_frames,
     )
     zeroed(layer.proj_out)
+    keep_less(layer)
     return layer
 
 

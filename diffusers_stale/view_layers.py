@@ -18,6 +18,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 from diffusers_stale.axes import IMAGE_AXES, fold, unfold
+from diffusers_stale.recomputation import made_again
 
 
 SHORTEST_POSITION_WAVELENGTH = 2.0
@@ -119,16 +120,26 @@ class ViewAttnProcessor:
             projection(hidden_states).unflatten(-1, (attn.heads, -1))
             for projection in (attn.to_q, attn.to_k, attn.to_v)
         )
+        attended = made_again(self.attend, query, key, value, angles)
+        return attn.to_out[0](attended.flatten(2).unflatten(0, hidden_states.shape[:2]))
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, angles: torch.Tensor
+    ) -> torch.Tensor:
+        """What tokens see of each other; shape `(lines of all movies, tokens, heads, head_dim)`.
+
+        It is not kept for gradients, since the rotated copies would be twice as large as all that is rotated, and
+        attention along lines is a small part of the arithmetic.
+        """
         cosine, sine = rotary_factors(angles, query.dtype)
         query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
-        attended = dispatch_attention_fn(
+        return dispatch_attention_fn(
             query.flatten(0, 1),
             key.flatten(0, 1),
             value.flatten(0, 1),
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
-        return attn.to_out[0](attended.flatten(2).unflatten(0, hidden_states.shape[:2]))
 
 
 class ViewAttention(nn.Module, AttentionModuleMixin):

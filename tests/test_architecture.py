@@ -50,6 +50,7 @@ ROOM_OF_MODULE = {
     "noise_levels": "scheduling_stale",
     "training_noise": "scheduling_stale",
     "chunking": "unet",
+    "recomputation": "unet",
     "shared_text": "unet",
     "unet_config": "unet",
     "unet_layers": "unet",

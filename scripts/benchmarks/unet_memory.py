@@ -1,7 +1,9 @@
 """Memory and seconds of the 5D UNet as grids grow: all at once, in parts (as by itself), and in windows.
 
     python scripts/benchmarks/unet_memory.py --network barnyard --grids 3x3x8 5x5x8 9x9x8 9x9x32
-    python scripts/benchmarks/unet_memory.py --network stable-diffusion-1.5 --size 8 --grids 3x3x1 3x3x2 3x3x4 5x5x4
+    python scripts/benchmarks/unet_memory.py --network stable-diffusion-1.5 --size 8 --window 3x3x2 --grids 3x3x2 3x3x4 5x5x4
+
+Networks other than `barnyard` have random weights and are as inflation makes them.
 
 One evaluation of the network for each grid, in a process of its own, without guidance. `whole`: no layer is cut;
 `parts`: forward chunking as it happens by itself; `windows`: besides, windows of `--window`, from the CPU and back.
@@ -25,6 +27,7 @@ import torch
 from unet import WIDTHS, PeakOfMemory
 
 from diffusers_stale.hub import load_pipeline
+from diffusers_stale.inflation import WIDEST_TIME_LAYER
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 from diffusers_stale.windows import Windows, predict_in_windows
 
@@ -47,6 +50,7 @@ def network_of(name: str, frames: int) -> StaleUNet5DConditionModel:
             block_out_channels=widths["channels"],
             cross_attention_dim=widths["text"],
             attention_head_dim=widths["heads"],
+            time_max_channels=WIDEST_TIME_LAYER,
             time_max_frames=max(frames, 32),
         )
     network.to_empty(device="cpu")

@@ -1,0 +1,106 @@
+"""Training that keeps less: what is cheap to make again is made again in the backward pass.
+
+Normalizations, activations and rotary embeddings are a small part of the arithmetic and more than a third of what
+PyTorch keeps for gradients. Here only what goes into them is kept. Convolutions and projections are never made twice,
+so a training step takes about as long as before; results and gradients stay as they are. (Gradient checkpointing,
+which makes whole blocks again, keeps far less still.)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU, GELU
+from diffusers.models.attention import FeedForward
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def made_again(function: Callable[..., torch.Tensor], *arguments: Any, random: bool = False) -> torch.Tensor:
+    """`function` of `arguments`; what it keeps for the backward pass is made again there.
+
+    Making it again stops at the last thing that is needed: a convolution at the end is not computed twice. It is a
+    plain call where it `is_pointless`.
+
+    Args:
+        function: of tensors.
+        arguments: its arguments, which are kept.
+        random: whether it draws random numbers, which must be the same again.
+    """
+    if is_pointless():
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random, determinism_check="none")
+
+
+def is_pointless() -> bool:
+    """Whether no gradients are wanted, or a graph is compiled, which decides for itself what to keep."""
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+class ThriftyResnet(ResnetBlock2D):
+    """diffusers' residual block, which keeps its input and what its first convolution makes."""
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """Images of another number of channels, shape `(images, channels, height, width)`; for any but resamplers.
+
+        Args:
+            input_tensor: images.
+            temb: embedding of the timestep, shape `(images, channels)`.
+        """
+        if is_pointless():
+            return super().forward(input_tensor, temb)
+        shift = None
+        if self.time_emb_proj is not None:
+            shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))[:, :, None, None]
+        hidden_states = made_again(self.enter, input_tensor)
+        random = self.training and self.dropout.p > 0
+        hidden_states = made_again(self.leave, hidden_states, shift, random=random)
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor.contiguous() if self.training else input_tensor)
+        return (input_tensor + hidden_states) / self.output_scale_factor
+
+    def enter(self, images: torch.Tensor) -> torch.Tensor:
+        """The first convolution, of what is normalized and activated."""
+        return self.conv1(self.nonlinearity(self.norm1(images)))
+
+    def leave(self, images: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+        """The second convolution, of what is told the timestep, normalized and activated."""
+        if self.time_embedding_norm == "scale_shift":
+            scale, shift = shift.chunk(2, dim=1)
+            images = self.norm2(images) * (1 + scale) + shift
+        else:
+            images = self.norm2(images if shift is None else images + shift)
+        return self.conv2(self.dropout(self.nonlinearity(images)))
+
+
+class ThriftyFeedForward(FeedForward):
+    """diffusers' feed-forward layer, which keeps what its first projection makes."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Tokens of the same shape, `(images, tokens, channels)`."""
+        if is_pointless():
+            return super().forward(hidden_states)
+        random = self.training and any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in self.net)
+        return made_again(self.leave, self.net[0].proj(hidden_states), random=random)
+
+    def leave(self, projected: torch.Tensor) -> torch.Tensor:
+        """The second projection, of what is activated."""
+        first, *others = self.net
+        if isinstance(first, GEGLU):
+            hidden_states, gate = projected.chunk(2, dim=-1)
+            hidden_states = hidden_states * first.gelu(gate)
+        else:
+            hidden_states = first.gelu(projected)
+        for layer in others:
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+def keep_less(module: nn.Module) -> None:
+    """Lets resnets and feed-forward layers in `module` keep less for gradients; parameters and their names stay."""
+    for layer in module.modules():
+        if type(layer) is ResnetBlock2D and layer.upsample is None and layer.downsample is None:
+            layer.__class__ = ThriftyResnet
+        elif type(layer) is FeedForward and type(layer.net[0]) in (GEGLU, GELU):
+            layer.__class__ = ThriftyFeedForward
