@@ -26,8 +26,8 @@ NEW_OPTIONS = tuple(
 """Options of the new layers: what `inflate_unet2d` takes besides the 2D UNet."""
 
 WIDEST_TIME_LAYER = 384
-"""Channels that time layers have inside at most, unless told otherwise. As wide as their levels, they would add a third
-to the weights of Stable Diffusion 1.5 (levels of up to 1280 channels); like this, a seventeenth."""
+"""Channels that time layers have inside at most, unless told otherwise. As wide as their levels, they would add a
+third to the weights of Stable Diffusion 1.5 (levels of up to 1280 channels); like this, a seventeenth."""
 
 
 def inflate_unet2d(

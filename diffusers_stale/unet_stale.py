@@ -237,7 +237,8 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
     ) -> None:
         """Builds every layer that the 2D parent lacks afresh, with outputs of zero, in place of those there are.
 
-        With `keep_time_layers` those of time that have values already stay. Blocks are cast one by one, so that in half precision no more than one is ever held in full.
+        With `keep_time_layers` those of time that have values already stay. Blocks are cast one by one, so that in
+        half precision no more than one is ever held in full.
         """
         last = len(self.down_blocks) - 1
         blocks = [*enumerate(self.down_blocks), *((last - index, block) for index, block in enumerate(self.up_blocks))]

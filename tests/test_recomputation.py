@@ -97,7 +97,7 @@ def test_gradients_are_those_of_layers_that_keep_all(make_unet: Callable[..., St
     assert torch.equal(prediction, expected)
     for name, gradient in gradients.items():
         assert torch.equal(gradient, expected_gradients[name]), name
-    assert kept < 0.8 * all_kept
+    assert kept < 0.65 * all_kept
 
 
 def test_gradients_are_those_of_layers_that_keep_all_in_mixed_precision(make_unet: Callable[..., torch.nn.Module]):

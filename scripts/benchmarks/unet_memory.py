@@ -1,7 +1,8 @@
 """Memory and seconds of the 5D UNet as grids grow: all at once, in parts (as by itself), and in windows.
 
     python scripts/benchmarks/unet_memory.py --network barnyard --grids 3x3x8 5x5x8 9x9x8 9x9x32
-    python scripts/benchmarks/unet_memory.py --network stable-diffusion-1.5 --size 8 --window 3x3x2 --grids 3x3x2 3x3x4 5x5x4
+    python scripts/benchmarks/unet_memory.py --network stable-diffusion-1.5 --size 8 --window 3x3x2 \\
+        --grids 3x3x2 3x3x4 5x5x4
 
 Networks other than `barnyard` have random weights and are as inflation makes them.
 
