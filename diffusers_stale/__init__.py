@@ -13,6 +13,8 @@ from diffusers_stale.light_field.displays import DISPLAYS
 from diffusers_stale.light_field.picture_files import write_picture
 from diffusers_stale.light_field.projections import PROJECTIONS
 from diffusers_stale.light_field.quilt import quilt_views
+from diffusers_stale.light_field.quilt_layout import tiles_of_name
+from diffusers_stale.light_field.video import read_moments, video_info
 from diffusers_stale.light_field.viewer import viewer_html
 from diffusers_stale.memory import estimate_memory
 from diffusers_stale.pipeline_output import StaleDiffusionPipelineOutput
@@ -42,6 +44,9 @@ __all__ = [
     "estimate_memory",
     "inflate_unet2d",
     "quilt_views",
+    "read_moments",
+    "tiles_of_name",
+    "video_info",
     "viewer_html",
     "write_picture",
 ]

@@ -14,6 +14,9 @@ from typing import Any
 
 
 HERE = Path(__file__).resolve().parent
+WELCOME = HERE / "stale_space" / "welcome.lf.safetensors"
+"""What visitors see first: made by the command line with `stale-diffusion generate`."""
+
 CACHE = "stale_space"
 """Folder of temporary files; nothing else should be in it, since what is old is deleted."""
 
@@ -27,13 +30,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def lent_device(seconds: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """ZeroGPU's decorator on its Spaces, elsewhere one that changes nothing. To be asked before CUDA is touched."""
+def lent_device(seconds: Callable[..., int]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """ZeroGPU's decorator on its Spaces, elsewhere one that changes nothing. To be asked before CUDA is touched.
+
+    `seconds`: how long the device is needed, of the arguments of what is decorated.
+    """
     if find_spec("spaces") is None:
         return lambda function: function
     import spaces
 
-    return spaces.GPU(duration=int(seconds))
+    return spaces.GPU(duration=seconds)
 
 
 def main() -> None:
@@ -42,13 +48,13 @@ def main() -> None:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / CACHE))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     sys.path[:0] = [str(HERE), str(HERE.parent)]
-    from stale_space.settings import Limits
+    from stale_space.settings import Limits, lent_seconds
 
     limits = Limits()
-    on_device = lent_device(limits.seconds)
+    on_device = lent_device(lent_seconds)
     import torch
 
-    from diffusers_stale import StaleDiffusionPipeline, checkpoint_path
+    from diffusers_stale import LightField, StaleDiffusionPipeline, checkpoint_path
     from stale_space.generation import Studio
     from stale_space.page import build_page
     from stale_space.results import Results
@@ -58,7 +64,7 @@ def main() -> None:
     pipeline = StaleDiffusionPipeline.from_pretrained(arguments.checkpoint or checkpoint_path()).to(device)
     results = Results(Path(os.environ["GRADIO_TEMP_DIR"]), limits.keep_seconds, limits.disk_bytes)
     results.tidy_for_ever()
-    page = build_page(Studio(pipeline, limits, on_device), results, limits)
+    page = build_page(Studio(pipeline, limits, on_device), results, limits, LightField.load(WELCOME))
     launch(page, results, limits, host=arguments.host, port=arguments.port, open_browser=arguments.open)
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers_stale import StaleDiffusionPipeline
+from diffusers_stale import LightField, StaleDiffusionPipeline
 from stale_space.generation import Studio
 from stale_space.page import build_page
 from stale_space.results import Results
@@ -25,7 +25,9 @@ class Served:
 
 
 @contextmanager
-def served(pipeline: StaleDiffusionPipeline, folder: Path, **limits: object) -> Iterator[Served]:
+def served(
+    pipeline: StaleDiffusionPipeline, folder: Path, welcome: LightField | None = None, **limits: object
+) -> Iterator[Served]:
     """Runs the Space; `limits` differ from the usual ones."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
@@ -33,7 +35,7 @@ def served(pipeline: StaleDiffusionPipeline, folder: Path, **limits: object) -> 
         own = Limits(**limits)
         results = Results(folder, own.keep_seconds, own.disk_bytes)
         studio = Studio(pipeline, own)
-        page = build_page(studio, results, own)
+        page = build_page(studio, results, own, welcome)
         try:
             address = launch(page, results, own, wait=False)
             yield Served(address=address, studio=studio, results=results, limits=own)

@@ -78,6 +78,7 @@ def test_a_quilt_becomes_a_row_of_cameras(tmp_path: Path) -> None:
     assert torch.equal(read.pixels, views.pixels)
     assert (read.view_cols, read.camera_grid.spacing) == (6, 0.25)
     assert tiles_of_name("pigs_qs11x6a0.5625.mp4") == (11, 6)
+    assert tiles_of_name("pigs_qs8x6a0.75 (1).png") == tiles_of_name("pigs_qs8x6a0.75 1.png") == (8, 6)
     for name in ("pigs.png", "pigs_qs0x6a1.png", "pigs_qs8x6a1_more.png"):
         with pytest.raises(ValueError, match=r"columns|_qs8x6"):
             tiles_of_name(name)

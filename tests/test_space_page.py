@@ -4,6 +4,7 @@ Screenshots go to `tests/screenshots/`, which git ignores, to be looked at.
 """
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -193,6 +194,7 @@ def test_cancel_ends_the_run(space: Served, visit: Callable[..., Visit]):
     seen = opened(visit, f"{space.address}?steps=50&view_rows=5&view_cols=5&frames=8")
     page = seen.page
     page.locator("#prompt textarea").fill("a cow")
+    expect(page.locator("#cancel")).to_be_hidden()
     page.get_by_role("button", name="Make the movie").click()
     expect(page.locator("#movie-stage progress")).to_be_visible()
     page.locator("#cancel").click()
@@ -203,6 +205,7 @@ def test_cancel_ends_the_run(space: Served, visit: Callable[..., Visit]):
         page.wait_for_timeout(100)
     assert not space.studio.is_busy
     expect(page.locator("#movie-stage")).to_contain_text("Cancelled")
+    expect(page.locator("#cancel")).to_be_hidden()
     make(page)
     assert seen.errors == []
 
@@ -240,10 +243,31 @@ def test_what_is_wrong_is_said_on_the_page(space: Served, visit: Callable[..., V
     seen = opened(visit, f"{space.address}?steps=1000&frames=24&view_rows=5&view_cols=9")
     page = seen.page
     expect(page.get_by_text("Steps must be a whole number from 1 to 50").first).to_be_visible()
-    page.get_by_text("Settings", exact=True).click()
+    # Seen although the settings are folded away.
     page.get_by_role("button", name="Make the movie").click()
-    expect(page.get_by_text("Views times frames must be at most 512").first).to_be_visible()
+    expect(page.locator("#prompt")).to_contain_text("Views times frames must be at most 512")
     assert not space.studio.is_busy
+
+
+def test_visitors_arrive_at_a_movie_to_look_around_in(
+    make_pipeline: Callable[[], StaleDiffusionPipeline], visit: Callable[..., Visit], tmp_path: Path
+):
+    views = torch.randint(0, 256, (3, 1, 3, 2, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    first = LightField(views, provenance={"prompt": "a <b>cow"})
+    with served(make_pipeline(), tmp_path, welcome=first) as space:
+        seen = opened(visit, space.address + SMALL, width=390, height=844, touch=True)
+        page = seen.page
+        frame = viewer_of(page, "movie")
+        frame.evaluate("() => { staleViewer.setPlaying(false); staleViewer.setHead(-1, 0); }")
+        assert np.array_equal(picture(frame)[..., :3], views[:, 0, 0, 0].movedim(0, -1).numpy())
+        expect(page.locator("#movie-stage .caption")).to_contain_text("a <b>cow")
+        expect(page.locator("#movie-video")).to_be_hidden()
+        # On a phone the stage comes before what can be set.
+        assert page.locator("#movie-stage").bounding_box()["y"] < page.locator("#settings").bounding_box()["y"]
+        # It is written again when it has been deleted.
+        (space.results.root / "welcome.html").unlink()
+        viewer_of(opened(visit, space.address).page, "movie")
+        assert (seen.errors, seen.strangers) == ([], [])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -264,6 +288,57 @@ def test_it_fits_every_screen(
         page.screenshot(path=SHOTS / f"movie_{name}_{scheme}.png")
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     assert (seen.errors, seen.strangers) == ([], [])
+
+
+CONTRAST = """
+() => {
+    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const rgba = (color) => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const light = ([...color]) => color.slice(0, 3).map((value) => value / 255).map((value) =>
+        value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4
+    ).reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+    const ground = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const color = rgba(getComputedStyle(at).backgroundColor);
+            if (color[3] > 250) return color;
+        }
+        return rgba('white');
+    };
+    const poor = [];
+    for (const element of document.querySelectorAll('.gradio-container *')) {
+        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+        if (!own || !element.checkVisibility() || element.closest('footer')) continue;
+        const pair = [light(rgba(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => b - a);
+        const contrast = (pair[0] + 0.05) / (pair[1] + 0.05);
+        if (contrast < 4.5) poor.push([element.innerText.slice(0, 40), Math.round(10 * contrast) / 10]);
+    }
+    return poor;
+}
+"""
+"""Texts whose contrast with what they stand on is below 4.5 (WCAG 2.1, 1.4.3)."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read(
+    make_pipeline: Callable[[], StaleDiffusionPipeline], visit: Callable[..., Visit], tmp_path: Path, scheme: str
+):
+    pipeline = make_pipeline()
+    pipeline.unet.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    with served(pipeline, tmp_path) as space:
+        seen = opened(visit, space.address + SMALL.replace("steps=2", "steps=40"), scheme=scheme)
+        page = seen.page
+        page.get_by_text("Settings", exact=True).click()
+        page.locator("#make").click()
+        expect(page.locator("#movie-stage progress")).to_be_visible()
+        expect(page.locator("#movie-stage [role=status]")).to_contain_text("of 40")
+        assert page.evaluate(CONTRAST) == []
+        page.locator("#cancel").click()
+        expect(page.locator("#movie-stage")).to_contain_text("Cancelled")
 
 
 def test_keys_and_names_for_everything(space: Served, visit: Callable[..., Visit]):
@@ -339,6 +414,6 @@ def test_an_own_quilt_is_shown(space: Served, visit: Callable[..., Visit], tmp_p
     frame = viewer_of(page, "upload")
     frame.evaluate("() => { staleViewer.setPlaying(false); staleViewer.setHead(-1.5, 0); }")
     assert np.array_equal(picture(frame)[..., :3], views[0].numpy())
-    expect(page.locator("#upload-facts")).to_contain_text("1 x 4 views, 1 frames, 16 x 16 pixels")
+    expect(page.locator("#upload-facts")).to_contain_text("1 x 4 views, 1 frame, 16 x 16 pixels")
     # Gradio's own, whenever the stream of an upload's progress is closed.
     assert (set(seen.errors) - {"Method not implemented."}, seen.strangers) == (set(), [])

@@ -53,9 +53,10 @@ def quilt_views(picture: torch.Tensor, columns: int, rows: int) -> torch.Tensor:
 def tiles_of_name(path: str | Path) -> tuple[int, int]:
     """Columns and rows that the name of a quilt file tells: 8 and 6 of `pigs_qs8x6a0.75.png`.
 
+    The number that browsers add to a second download, as in `pigs_qs8x6a0.75 (1).png`, is no part of it.
     Raises `ValueError` for a name that tells none.
     """
-    found = re.search(r"_qs(\d{1,3})x(\d{1,3})a[\d.]+$", Path(path).stem)
+    found = re.search(r"_qs(\d{1,3})x(\d{1,3})a[\d.]+( \(?\d{1,3}\)?)?$", Path(path).stem)
     if not found:
         raise ValueError(
             f"Expected a name that ends like _qs8x6a0.75, got {Path(path).name!r}; give `columns` and `rows`."

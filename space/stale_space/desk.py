@@ -14,7 +14,7 @@ import gradio as gr
 
 from diffusers_stale import DISPLAYS, PROJECTIONS, LightField, viewer_html, write_picture
 from stale_space import look
-from stale_space.generation import RIVALS, Progress, Studio, middle_picture, rival
+from stale_space.generation import RIVALS, TOLD, Progress, Studio, middle_picture, rival
 from stale_space.results import Result, Results
 from stale_space.settings import (
     FIELDS,
@@ -104,10 +104,13 @@ class Desk:
         studio: makes movies.
         results: keeps them.
         limits: of what may be asked for.
+        welcome: what is on the stage until there is an own movie.
     """
 
-    def __init__(self, studio: Studio, results: Results, limits: Limits) -> None:
+    def __init__(self, studio: Studio, results: Results, limits: Limits, welcome: LightField | None = None) -> None:
         self.studio, self.results, self.limits = studio, results, limits
+        prompt = "" if welcome is None else str(welcome.provenance.get("prompt", ""))
+        self.welcome = None if welcome is None else (prompt, viewer_html(welcome, prompt or None, embed=True))
 
     # ---- making a movie ----------------------------------------------------------------------------------------
 
@@ -121,6 +124,12 @@ class Desk:
             except ValueError as error:
                 problems["frames"] = str(error)
         return verdicts(FIELDS, problems, len(values))
+
+    def problems_on_page(self, *values: Any) -> list[dict[str, Any]]:
+        """As `problems_of_movie`, said at the sentence as well: settings may be folded away."""
+        checks = self.problems_of_movie(*values)
+        said = " ".join(check["message"] for check in checks if not check["is_valid"])
+        return [gr.validate(not said, said), *checks[1:]]
 
     def make_movie(self, *values: Any) -> Iterator[Outputs]:
         """Yields stage, video, slices, facts, id, what is below, recent results and their gallery."""
@@ -239,7 +248,7 @@ class Desk:
             if path is None:
                 raise ValueError("Choose a file first: a quilt, or a .lf.safetensors file.")
             movie = read_light_field(path, self.limits)
-            sizes = f"{movie.view_rows} x {movie.view_cols} views, {movie.num_frames} frames"
+            sizes = f"{movie.view_rows} x {movie.view_cols} views, {counted(movie.num_frames, 'frame')}"
             facts = f"<p class='facts'>{sizes}, {movie.width} x {movie.height} pixels</p>"
             for shown in self._shown(self.results.save(movie), movie, facts, [], ""):
                 yield shown[:6]
@@ -309,14 +318,22 @@ class Desk:
         suffix = ".png" if name in STILLS else ".gif" if name == "wiggle" else ".mp4"
         return str(write_picture(result.movie, name, result.folder / f"{name}{suffix}", force=True)[0])
 
-    # ---- links -------------------------------------------------------------------------------------------------
+    # ---- arriving ----------------------------------------------------------------------------------------------
 
-    def read_link(self, request: gr.Request) -> list[Any]:
-        """Values of all fields from a shared link; a warning for each that is wrong."""
+    def arrive(self, request: gr.Request) -> list[Any]:
+        """Values of all fields from a shared link, a warning for each that is wrong; and what is on the stage."""
         values, problems = read_query(dict(request.query_params))
         for problem in problems.values():
             gr.Warning(f"In the link: {html.escape(problem)}")
-        return [values.get(name, SKIP) for name in FIELDS]
+        return [*[values.get(name, SKIP) for name in FIELDS], self._welcome()]
+
+    def _welcome(self) -> Any:
+        """The stage with the movie that every visitor sees first, where there is one."""
+        if self.welcome is None:
+            return SKIP
+        prompt, page = self.welcome
+        file = self.results.keep(page, "welcome.html")
+        return look.welcome(file, prompt)
 
 
 def watched(
@@ -334,13 +351,18 @@ def facts_of(request: MovieRequest, movie: LightField, seconds: float) -> str:
     """One line about a movie, as HTML."""
     parts = [
         f"{movie.view_rows} x {movie.view_cols} views",
-        f"{movie.num_frames} frames",
-        f"{request.steps} steps",
+        counted(movie.num_frames, "frame"),
+        counted(request.steps, "step"),
         f"seed {request.seed}",
         f"{seconds:.0f} s",
     ]
     quote = f"<q>{html.escape(request.prompt)}</q> " if request.prompt else ""
     return f"<p class='facts'>{quote}<span>{', '.join(parts)}</span></p>"
+
+
+def counted(number: int, thing: str) -> str:
+    """1 frame, 2 frames."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def verdicts(fields: Mapping[str, Field], problems: Mapping[str, str], count: int) -> list[dict[str, Any]]:
@@ -354,5 +376,5 @@ def told() -> Iterator[None]:
     """Lets sentences about what is wrong reach the visitor. Anything else is a fault of ours, and told in the log."""
     try:
         yield
-    except (ValueError, TimeoutError, FloatingPointError) as error:
+    except TOLD as error:
         raise gr.Error(html.escape(str(error), quote=False), duration=12, print_exception=False) from error

@@ -6,9 +6,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -39,6 +41,10 @@ DEFAULT_NEGATIVE = "default_negative_prompt"
 """Key of a pipeline's configuration: what training taught it to mean what captions are not."""
 
 
+TOLD = (ValueError, TimeoutError, FloatingPointError)
+"""Exceptions whose words are for visitors; others are faults of ours."""
+
+
 class Cancelled(Exception):
     """Nobody waits for this movie any more."""
 
@@ -59,7 +65,8 @@ class Studio:
     Args:
         pipeline: on its device. It is used by one thread at a time.
         limits: of memory and time.
-        on_device: a decorator for `generate`, where a device is lent for each call (ZeroGPU's `spaces.GPU`).
+        on_device: a decorator for what needs the device, where one is lent for each call (ZeroGPU's `spaces.GPU`,
+            which runs it in a process of its own: all that goes in and comes out is pickled there).
     """
 
     def __init__(
@@ -69,7 +76,7 @@ class Studio:
         on_device: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
     ) -> None:
         self.pipeline, self.limits = pipeline, limits
-        self.generate = on_device(self.generate)
+        self._lent = on_device(self._steps)
         pipeline.set_progress_bar_config(disable=True)
         self._device = threading.Lock()
 
@@ -117,7 +124,7 @@ class Studio:
             )
 
     def generate(
-        self, request: MovieRequest, scheduler: SchedulerMixin | None = None, video: list[Image.Image] | None = None
+        self, request: MovieRequest, scheduler: SchedulerMixin | None = None, video: list[np.ndarray] | None = None
     ) -> Iterator[Progress | LightField | None]:
         """Yields a `Progress` after each step, the movie at the end, and None once a second while there is no news.
 
@@ -126,13 +133,23 @@ class Studio:
         Args:
             request: what to make.
             scheduler: in place of the pipeline's own.
-            video: frames that become the middle view, for checkpoints that take one.
+            video: frames `(height, width, 3)` of bytes that become the middle view, for checkpoints that take them.
 
         Raises:
             ValueError: for a request that is too large.
             TimeoutError: where it takes longer than `limits.seconds`.
         """
         self.check(request)
+        with closing(self._lent(request, scheduler, video)) as run:
+            for news in run:
+                if isinstance(news, Exception):
+                    raise news
+                yield news
+
+    def _steps(
+        self, request: MovieRequest, scheduler: SchedulerMixin | None, video: list[np.ndarray] | None
+    ) -> Iterator[Progress | LightField | Exception | None]:
+        """As `generate`, on the device; what visitors are to be told is yielded, since lenders hide what is raised."""
         told: queue.Queue[Progress | LightField | Exception] = queue.Queue()
         stop = threading.Event()
 
@@ -150,10 +167,10 @@ class Studio:
                 except queue.Empty:
                     yield None
                     continue
-                if isinstance(news, Exception):
+                if isinstance(news, Exception) and not isinstance(news, TOLD):
                     raise news
                 yield news
-                if isinstance(news, LightField):
+                if not isinstance(news, Progress):
                     return
         finally:
             stop.set()
@@ -162,7 +179,7 @@ class Studio:
         self,
         request: MovieRequest,
         scheduler: SchedulerMixin | None,
-        video: list[Image.Image] | None,
+        video: list[np.ndarray] | None,
         told: "queue.Queue[Any]",
         stop: threading.Event,
     ) -> LightField:

@@ -44,10 +44,34 @@ THEME = gr.themes.Base(
     block_label_background_fill_dark="#1e1c1b",
     block_label_border_width="0px",
     block_label_text_weight="500",
+    # Gradio's own greys are too faint to read: these have a contrast of 4.5 and more on what they stand on.
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_400",
+    block_label_text_color="*neutral_600",
+    block_label_text_color_dark="*neutral_300",
+    block_title_text_color="*neutral_600",
+    block_title_text_color_dark="*neutral_300",
+    input_background_fill="white",
+    input_background_fill_dark="#292524",
+    input_border_color="*neutral_300",
+    input_border_color_dark="*neutral_600",
+    input_border_width="1px",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    button_large_text_weight="600",
+    button_medium_text_weight="500",
+    button_small_text_weight="500",
+    button_secondary_background_fill="white",
+    button_secondary_background_fill_dark="#292524",
+    button_secondary_border_color="*neutral_300",
+    button_secondary_border_color_dark="*neutral_600",
+    button_border_width="1px",
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
     button_primary_background_fill_dark="*primary_600",
-    button_primary_background_fill_hover_dark="*primary_500",
+    button_primary_background_fill_hover_dark="*primary_700",
     button_primary_text_color="white",
     button_primary_text_color_dark="white",
 )
@@ -57,22 +81,29 @@ HEAD = """
 <meta name="color-scheme" content="light dark">
 """
 
-TITLE = """
-<header class="title">
+BARN = """
+<svg viewBox="30 12 60 64" aria-hidden="true"><g fill="none" stroke="currentColor" stroke-width="3"
+ stroke-linejoin="round" stroke-linecap="round"><path d="M38 70V36l22-16 22 16v34z"/><path d="M34 39l26-19 26 19"/>
+<path d="M52 70V48h16v22M52 48l16 22M68 48L52 70"/></g></svg>
+"""
+
+TITLE = f"""
+<header class="title">{BARN}
 <h1>Stale Diffusion</h1>
 <p>Type a sentence. Move your head.</p>
 </header>
 """
 
-EMPTY = """
-<div class="stage empty" role="status">
-<svg viewBox="0 0 120 80" aria-hidden="true"><g fill="none" stroke-width="2"
- stroke-linejoin="round" stroke-linecap="round"><path d="M38 70V36l22-16 22 16v34z"/><path d="M34 39l26-19 26 19"/>
-<path d="M52 70V48h16v22M52 48l16 22M68 48L52 70"/><path d="M8 70h104"/></g></svg>
-<p>Your movie will play here.</p>
-<p class="hint">It is seen from a whole grid of cameras, so you can look around in it.</p>
-</div>
-"""
+
+def empty(text: str, hint: str) -> str:
+    """The stage before anything was asked for."""
+    return f'<div class="stage empty">{BARN}<p>{escape(text)}</p><p class="hint">{escape(hint)}</p></div>'
+
+
+NO_MOVIE = empty(
+    "Your movie will play here.", "It is seen from a whole grid of cameras, so that you can look around in it."
+)
+NO_UPLOAD = empty("What you bring will be shown here.", "A quilt, a light field, or a video that becomes one.")
 
 
 def waiting(text: str) -> str:
@@ -99,14 +130,20 @@ def progress(news: Progress, what: str = "") -> str:
 """
 
 
-def viewer(file: Path) -> str:
+def viewer(file: Path, caption: str = "") -> str:
     """The stage with the interactive viewer in `file`: fetched by `SHOW_VIEWER`, so that pages stay small."""
     return f"""
 <div class="stage viewer">
 <iframe title="Light-field movie: drag to look around" allow="fullscreen; gyroscope; accelerometer"
  sandbox="allow-scripts allow-downloads" data-source="gradio_api/file={escape(str(file))}"></iframe>
+{f'<p class="caption">{caption}</p>' if caption else ""}
 </div>
 """
+
+
+def welcome(file: Path, prompt: str) -> str:
+    """The stage with a movie that was made earlier, until there is an own one."""
+    return viewer(file, f"<q>{escape(prompt)}</q> Made earlier; yours will play here.")
 
 
 # On a phone the stage is below the settings: it is scrolled to once there is something to see in it.

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from diffusers_stale import LightField
 from stale_space import look
 from stale_space.desk import COMPARED, FORMATS, LABELS, VIDEO_FIELDS, Desk
 from stale_space.generation import Studio
@@ -49,15 +50,16 @@ class Panel:
         return [self.stage, self.video, self.slices, self.facts, self.current, self.below]
 
 
-def build_page(studio: Studio, results: Results, limits: Limits) -> gr.Blocks:
+def build_page(studio: Studio, results: Results, limits: Limits, welcome: LightField | None = None) -> gr.Blocks:
     """The page and the API, ready to be launched.
 
     Args:
         studio: makes movies.
         results: keeps them; its root is Gradio's folder of temporary files.
         limits: of requests and of the queue.
+        welcome: what is seen first; its provenance says of which sentence it was made.
     """
-    desk = Desk(studio, results, limits)
+    desk = Desk(studio, results, limits, welcome)
     keep = int(limits.keep_seconds)
     with gr.Blocks(
         title="Stale Diffusion", analytics_enabled=False, delete_cache=(max(1, keep // 6), keep), fill_width=True
@@ -65,14 +67,14 @@ def build_page(studio: Studio, results: Results, limits: Limits) -> gr.Blocks:
         gr.HTML(look.TITLE, elem_id="title")
         with gr.Tabs():
             with gr.Tab("Create", id="create"):
-                controls = _create_tab(desk)
+                controls, stage = _create_tab(desk)
             with gr.Tab("Compare", id="compare"):
                 _compare_tab(desk)
             with gr.Tab("Upload", id="upload"):
                 _upload_tab(desk)
-        page.load(desk.read_link, None, [*controls.values()], api_visibility="private", show_progress="hidden").then(
-            None, None, None, js=look.READ, api_visibility="private"
-        )
+        page.load(
+            desk.arrive, None, [*controls.values(), stage], api_visibility="private", show_progress="hidden"
+        ).then(None, None, None, js=look.READ, api_visibility="private")
     page.queue(max_size=limits.queue, default_concurrency_limit=1)
     return page
 
@@ -80,8 +82,8 @@ def build_page(studio: Studio, results: Results, limits: Limits) -> gr.Blocks:
 # ---- tabs ------------------------------------------------------------------------------------------------------
 
 
-def _create_tab(desk: Desk) -> dict[str, Any]:
-    """Returns the controls by the names of fields."""
+def _create_tab(desk: Desk) -> tuple[dict[str, Any], gr.HTML]:
+    """Returns the controls by the names of fields, and the stage."""
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="controls"):
             prompt = gr.Textbox(
@@ -97,7 +99,7 @@ def _create_tab(desk: Desk) -> dict[str, Any]:
                 cancel = gr.Button("Cancel", variant="secondary", scale=1, min_width=90, elem_id="cancel")
             examples = gr.Dataset(
                 label="Sentences that come out well",
-                components=[gr.Textbox(visible=False), gr.Number(visible=False)],
+                components=[gr.Textbox(render=False), gr.Number(render=False)],
                 samples=[list(example) for example in EXAMPLES],
                 sample_labels=[sentence for sentence, _ in EXAMPLES],
                 elem_id="examples",
@@ -105,8 +107,8 @@ def _create_tab(desk: Desk) -> dict[str, Any]:
             controls = {"prompt": prompt, **_settings(desk)}
             _share(list(controls.values()))
         with gr.Column(scale=6, min_width=300):
-            panel = _panel(desk, "movie")
-    with gr.Row(elem_classes="columns share"), gr.Column():
+            panel = _panel(desk, "movie", look.NO_MOVIE)
+    with gr.Row(elem_classes="columns"), gr.Column():
         recent = gr.State([])
         gallery = gr.Gallery(
             label="Your recent movies",
@@ -127,14 +129,14 @@ def _create_tab(desk: Desk) -> dict[str, Any]:
         desk.make_movie,
         [*fields, recent],
         [*panel.outputs, recent, gallery],
-        validator=desk.problems_of_movie,
+        validator=desk.problems_on_page,
         preprocess=False,
         concurrency_id=DEVICE,
         trigger_mode="once",
         show_progress_on=[panel.stage],
         api_visibility="private",
     )
-    _cancels(cancel, made, panel.stage, look.waiting("Cancelled. Nothing was kept."))
+    _cancels(cancel, made, panel.stage, look.empty("Cancelled.", "Nothing was kept."))
     gallery.select(
         desk.show_again,
         [recent],
@@ -152,18 +154,18 @@ def _create_tab(desk: Desk) -> dict[str, Any]:
         api_visibility="private",
     )
     _api(desk, fields)
-    return controls
+    return controls, panel.stage
 
 
 def _settings(desk: Desk) -> dict[str, Any]:
     """All controls but the sentence, in the order of `FIELDS`."""
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        with gr.Row(elem_classes="pair"):
+        with gr.Row(elem_classes="pair beside"):
             seed = _control("seed", FIELDS["seed"], scale=3)
-            dice = gr.Button("⚄ Another", scale=1, min_width=110, elem_id="dice")
+            dice = gr.Button("⚄ Another", size="md", scale=1, min_width=110, elem_id="dice")
         controls = {"seed": seed}
         for pair in (("steps", "guidance"), ("view_rows", "view_cols"), ("frames", "baseline")):
-            with gr.Row(elem_classes="pair"):
+            with gr.Row(elem_classes="pair sliders"):
                 controls |= {name: _control(name, FIELDS[name]) for name in pair}
         controls["loop"] = _control("loop", FIELDS["loop"])
         controls["joy"] = gr.Checkbox(
@@ -207,8 +209,8 @@ def _compare_tab(desk: Desk) -> None:
         with gr.Row(elem_classes="actions"):
             start = gr.Button("Compare", variant="primary", scale=3, elem_id="compare-start")
             cancel = gr.Button("Cancel", scale=1, min_width=90, elem_id="compare-cancel")
-    stage = gr.HTML(elem_id="compare-stage")
-    with gr.Row(elem_classes="pair results"):
+    stage = gr.HTML(elem_id="compare-stage", elem_classes="screen")
+    with gr.Row(elem_classes="pair trio"):
         videos = [
             _video(label, f"compare-{index}")
             for index, label in enumerate(("StaleScheduler", "First rival", "Second rival"))
@@ -229,13 +231,17 @@ def _compare_tab(desk: Desk) -> None:
 
 def _upload_tab(desk: Desk) -> None:
     gr.HTML(
-        "<p class='lead'>A quilt, named as in <code>barn_qs8x6a0.75.png</code>, or a <code>.lf.safetensors</code> "
-        "file: look around in it, and take it away in other forms. Files are deleted after an hour.</p>"
+        "<p class='lead'>A quilt, still or moving, named as in <code>barn_qs8x6a0.75.png</code>, or a "
+        "<code>.lf.safetensors</code> file: look around in it, and take it away in other forms. Files are deleted "
+        "after an hour.</p>"
     )
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(scale=4, min_width=300, elem_classes="controls"):
             file = gr.File(
-                label="Quilt or light field", file_types=[*PICTURES, *LIGHT_FIELDS], height=150, elem_id="upload-file"
+                label="Quilt or light field",
+                file_types=[*PICTURES, *VIDEOS, *LIGHT_FIELDS],
+                height=150,
+                elem_id="upload-file",
             )
             show = gr.Button("Show it", variant="primary", elem_id="upload-show")
             if desk.studio.takes_video:
@@ -243,9 +249,11 @@ def _upload_tab(desk: Desk) -> None:
                     label="Or a short video of your own", file_types=list(VIDEOS), height=150, elem_id="video-file"
                 )
                 about = {name: _control(name, field, prefix="video") for name, field in VIDEO_FIELDS.items()}
-                lift = gr.Button("Make it a light field", elem_id="video-lift")
+                with gr.Row(elem_classes="actions"):
+                    lift = gr.Button("Make it a light field", scale=3, elem_id="video-lift")
+                    cancel = gr.Button("Cancel", scale=1, min_width=90, elem_id="video-cancel")
         with gr.Column(scale=6, min_width=300):
-            panel = _panel(desk, "upload")
+            panel = _panel(desk, "upload", look.NO_UPLOAD)
     show.click(
         desk.show_upload,
         [file],
@@ -256,7 +264,7 @@ def _upload_tab(desk: Desk) -> None:
         api_visibility="private",
     )
     if desk.studio.takes_video:
-        lift.click(
+        lifted = lift.click(
             desk.lift_video,
             [clip, *about.values()],
             panel.outputs,
@@ -265,6 +273,7 @@ def _upload_tab(desk: Desk) -> None:
             show_progress_on=[panel.stage],
             api_visibility="private",
         )
+        _cancels(cancel, lifted, panel.stage, look.empty("Cancelled.", "Nothing was kept."))
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------
@@ -285,7 +294,9 @@ def _control(name: str, field: Field, value: Any = None, prefix: str = "", **lay
         return gr.Number(**common, info=info, precision=0, minimum=field.least, maximum=field.most)
     assert_number: Mapping[str, Whole | Number] = {name: field}
     number = assert_number[name]
-    return gr.Slider(**common, info=info, minimum=number.least, maximum=number.most, step=number.step, min_width=140)
+    return gr.Slider(
+        **common, info=info, minimum=number.least, maximum=number.most, step=number.step, min_width=140, buttons=[]
+    )
 
 
 def _video(label: str, element_id: str) -> gr.Video:
@@ -301,38 +312,37 @@ def _cancels(button: gr.Button, event: Any, stage: gr.HTML, said: str) -> None:
     )
 
 
-def _panel(desk: Desk, prefix: str) -> Panel:
-    stage = gr.HTML(look.EMPTY, js_on_load=look.SHOW_VIEWER, elem_id=f"{prefix}-stage", elem_classes="screen")
+def _panel(desk: Desk, prefix: str, empty: str) -> Panel:
+    """`empty`: what is on the stage at first."""
+    stage = gr.HTML(empty, js_on_load=look.SHOW_VIEWER, elem_id=f"{prefix}-stage", elem_classes="screen")
     with gr.Column(visible=False, elem_classes="below") as below:
         facts = gr.HTML(elem_id=f"{prefix}-facts")
-        with gr.Row(elem_classes="pair results"):
-            video = _video("Swaying camera", f"{prefix}-video")
-            slices = gr.Image(
-                label="Parallax slices",
-                elem_id=f"{prefix}-slices",
-                type="filepath",
-                format="png",
-                interactive=False,
-                buttons=[],
-                min_width=140,
-            )
         current = gr.State(None)
-        _downloads(desk, current, prefix)
+        with gr.Row(elem_classes="results"):
+            with gr.Column(min_width=240):
+                video = _video("Swaying camera", f"{prefix}-video")
+            with gr.Column(min_width=240):
+                slices = gr.Image(
+                    label="Parallax slices",
+                    elem_id=f"{prefix}-slices",
+                    type="filepath",
+                    format="png",
+                    interactive=False,
+                    buttons=[],
+                )
+                _downloads(desk, current, prefix)
     return Panel(stage=stage, video=video, slices=slices, facts=facts, current=current, below=below)
 
 
 def _downloads(desk: Desk, current: gr.State, prefix: str) -> None:
-    with gr.Row(elem_classes="pair downloads"):
-        name = gr.Dropdown(
-            label="Take it away as",
-            choices=[(LABELS.get(name, name), name) for name in FORMATS],
-            value=FORMATS[0],
-            scale=3,
-            min_width=180,
-            elem_id=f"{prefix}-format",
-        )
-        download = gr.Button("Download", scale=1, min_width=110, elem_id=f"{prefix}-download")
-        hidden = gr.DownloadButton("Download", visible="hidden", elem_id=f"{prefix}-file")
+    name = gr.Dropdown(
+        label="Take it away as",
+        choices=[(LABELS.get(name, name), name) for name in FORMATS],
+        value=FORMATS[0],
+        elem_id=f"{prefix}-format",
+    )
+    download = gr.Button("Download", size="md", elem_id=f"{prefix}-download")
+    hidden = gr.DownloadButton("Download", visible="hidden", elem_id=f"{prefix}-file")
     download.click(
         desk.download,
         [current, name],
@@ -345,7 +355,7 @@ def _downloads(desk: Desk, current: gr.State, prefix: str) -> None:
 
 
 def _share(fields: list[Any]) -> None:
-    share = gr.Button("Copy a link to these settings", size="sm", elem_id="share")
+    share = gr.Button("Copy a link to these settings", size="md", elem_id="share")
     link = gr.Textbox(label="Link", visible="hidden", buttons=["copy"], interactive=False, elem_id="link")
     share.click(None, fields, [link], js=look.SHARE, queue=False, api_visibility="private").then(
         lambda: gr.Textbox(visible=True), None, [link], queue=False, show_progress="hidden", api_visibility="private"

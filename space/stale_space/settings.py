@@ -183,6 +183,19 @@ class MovieRequest:
         return self.view_rows * self.view_cols * self.frames
 
 
+LEAST_LENT, MOST_LENT = 15.0, 120.0
+"""Seconds for which a device is lent: for its first step, and what visitors without an account have in a day."""
+
+IMAGES_A_SECOND = 500.0
+"""Evaluations of one image a second on a lent device, guessed low: what takes longer is ended by the lender."""
+
+
+def lent_seconds(request: MovieRequest, *_: Any) -> int:
+    """How long a device must be lent for `request`; ZeroGPU refuses visitors who have less left for today."""
+    evaluations = request.images * request.steps * (2 if request.guidance > 1 else 1) * (2 if request.loop else 1)
+    return round(min(MOST_LENT, LEAST_LENT + evaluations / IMAGES_A_SECOND))
+
+
 class Reading(NamedTuple):
     """Values that could be read, and what is wrong with the others, both by the names of fields."""
 

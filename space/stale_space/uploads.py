@@ -1,14 +1,13 @@
 """Files that visitors bring: quilts, light fields, short videos. Nothing is decoded before its size is known."""
 
 import math
-import re
 from pathlib import Path
 
-import imageio.v3 as imageio
+import numpy as np
 import torch
 from PIL import Image
 
-from diffusers_stale import LightField, quilt_views
+from diffusers_stale import LightField, read_moments, tiles_of_name, video_info
 from stale_space.settings import Limits, quoted
 
 
@@ -16,13 +15,20 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 LIGHT_FIELDS = (".safetensors",)
 VIDEOS = (".mp4", ".webm", ".mov", ".gif")
 
-QUILT = re.compile(r"_qs(\d{1,3})x(\d{1,3})a(\d{1,2}(?:\.\d{1,6})?)(?=[_.]|$)", re.IGNORECASE)
-"""What the name of a quilt ends with: columns, rows, and the width / height of a view."""
-
 MOST_TILES = 144
-VIDEO_SIDE = 4096
+VIDEO_PIXELS = 4096 * 2304
+"""Of a frame: what telephones film."""
+
 FRAME_RATE = 8.0
 """Frames a second of the movies that are made; videos are read at this rate."""
+
+BOXES, WEBM, GIF = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"), b"\x1a\x45\xdf\xa3", b"GIF8"
+"""What files of these kinds begin with (an MP4 after the length of its first box). Ffmpeg itself goes by no name, and
+opens play lists too, which name other files."""
+
+MOST_FRAMES = 48
+MOST_FRAMES_A_SECOND = 60.0
+"""Of videos of quilts; what is longer is cut."""
 
 
 def read_light_field(path: str | Path, limits: Limits) -> LightField:
@@ -40,13 +46,13 @@ def read_light_field(path: str | Path, limits: Limits) -> LightField:
             f"The file must have at most {limits.upload_bytes / 2**20:.0f} MB, got {path.stat().st_size / 2**20:.1f}; "
             "make it smaller."
         )
-    if suffix in PICTURES:
+    if suffix in PICTURES or suffix in VIDEOS:
         return _read_quilt(path, limits)
     if suffix in LIGHT_FIELDS:
         return _read_movie(path, limits)
     raise ValueError(
-        f"Expected a quilt ({', '.join(PICTURES)}) or a light field (.lf.safetensors), got {quoted(path.name)}; "
-        "choose one of them."
+        f"Expected a quilt ({', '.join((*PICTURES, *VIDEOS))}) or a light field (.lf.safetensors), got "
+        f"{quoted(path.name)}; choose one of them."
     )
 
 
@@ -65,29 +71,47 @@ def _read_movie(path: Path, limits: Limits) -> LightField:
             )
         # Its disparity and its provenance are the visitor's business, and may be anything.
         movie = file.read()
-    return LightField(movie.pixels, min(movie.frame_rate, 60.0), movie.camera_grid)
+    return LightField(movie.pixels, min(movie.frame_rate, MOST_FRAMES_A_SECOND), movie.camera_grid)
 
 
 def _read_quilt(path: Path, limits: Limits) -> LightField:
-    named = QUILT.search(path.stem)
-    columns, rows = (int(named[1]), int(named[2])) if named else (0, 0)
-    if not named or not columns or not rows or columns * rows > MOST_TILES:
-        raise ValueError(
-            f"The name of a quilt must end with columns, rows and shape, such as _qs8x6a0.75.png, with at most "
-            f"{MOST_TILES} views in all, got {quoted(path.name)}; rename it."
-        )
-    picture = _picture(path, limits)
+    columns, rows = _tiles(path)
+    is_video = path.suffix.lower() in VIDEOS
+    rate, width, height = FRAME_RATE, 0, 0
+    if is_video:
+        rate, width, height = _header(path)
+        pictures = map(Image.fromarray, _moments(path, _most_frames(width, height, limits), rate))
+    else:
+        pictures = [_picture(path, limits)]
+    quilt = torch.stack([_tidied(picture, columns, rows, limits) for picture in pictures], dim=1)
+    return LightField.from_quilt(quilt, columns, rows, frame_rate=min(rate, MOST_FRAMES_A_SECOND))
+
+
+def _tiles(path: Path) -> tuple[int, int]:
+    wanted = (
+        f"The name of a quilt must end with columns, rows and shape, such as _qs8x6a0.75.png, with at most "
+        f"{MOST_TILES} views in all, got {quoted(path.name)}; rename it."
+    )
+    try:
+        columns, rows = tiles_of_name(path)
+    except ValueError as error:
+        raise ValueError(wanted) from error
+    if columns * rows > MOST_TILES:
+        raise ValueError(wanted)
+    return columns, rows
+
+
+def _tidied(picture: Image.Image, columns: int, rows: int, limits: Limits) -> torch.Tensor:
+    """`picture` as uint8 `(3, height, width)` whose sides divide into tiles that are no longer than allowed."""
     width, height = picture.size
     if width < columns or height < rows:
         raise ValueError(f"A quilt of {columns}x{rows} views must have a pixel for each, got {width}x{height}.")
-    view = (max(1, width // columns), max(1, height // rows))
+    view = (width // columns, height // rows)
     scale = min(1.0, limits.view_size / max(view))
-    view = tuple(max(1, int(side * scale)) for side in view)
-    if (view[0] * columns, view[1] * rows) != picture.size:
-        picture = picture.resize((view[0] * columns, view[1] * rows), Image.Resampling.BOX)
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    pixels = pixels.reshape(1, view[1] * rows, view[0] * columns, 3).movedim(-1, 0)
-    return LightField(quilt_views(pixels, columns, rows).contiguous())
+    size = (columns * max(1, int(view[0] * scale)), rows * max(1, int(view[1] * scale)))
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.BOX)
+    return torch.from_numpy(np.array(picture)).movedim(-1, 0)
 
 
 def _picture(path: Path, limits: Limits) -> Image.Image:
@@ -109,10 +133,10 @@ def _picture(path: Path, limits: Limits) -> Image.Image:
             raise ValueError(problem) from error
 
 
-def read_video(path: str | Path, most: int, limits: Limits) -> list[Image.Image]:
-    """The first frames of a video, at most `most` of them, at 8 a second.
+def read_video(path: str | Path, most: int, limits: Limits) -> list[np.ndarray]:
+    """The first frames of a video, upright, at most `most` of them, at 8 a second.
 
-    Raises `ValueError` for what is no video, and for one that is too large.
+    Returns arrays `(height, width, 3)` of bytes. Raises `ValueError` for what is no video, and for one too large.
     """
     path = Path(path)
     if path.suffix.lower() not in VIDEOS or path.stat().st_size > limits.upload_bytes:
@@ -120,24 +144,36 @@ def read_video(path: str | Path, most: int, limits: Limits) -> list[Image.Image]
             f"Expected a video ({', '.join(VIDEOS)}) of at most {limits.upload_bytes / 2**20:.0f} MB, got "
             f"{quoted(path.name)} of {path.stat().st_size / 2**20:.1f}; choose another."
         )
+    _header(path)
+    return _moments(path, most, FRAME_RATE)
+
+
+def _header(path: Path) -> tuple[float, int, int]:
+    """Frames a second, width and height of a video. Raises `ValueError` for what is none, and for one too large."""
     try:
-        metadata = imageio.immeta(path, plugin="FFMPEG")
-        width, height = metadata["size"]
-        rate = float(metadata.get("fps") or FRAME_RATE)
-        if max(width, height) > VIDEO_SIDE or not 0 < rate <= 240:
-            raise ValueError(
-                f"A video must have at most {VIDEO_SIDE} pixels a side and 240 frames a second, got {width}x{height} "
-                f"at {rate:g}; choose another."
-            )
-        frames, wanted = [], 0
-        for index, frame in enumerate(imageio.imiter(path, plugin="FFMPEG")):
-            if index >= round(wanted * max(1.0, rate / FRAME_RATE)):
-                frames.append(Image.fromarray(frame))
-                wanted += 1
-            if len(frames) == most:
-                break
-    except (OSError, RuntimeError, KeyError, StopIteration) as error:
+        with path.open("rb") as file:
+            start = file.read(12)
+        if not (start[4:8] in BOXES or start.startswith((WEBM, GIF))):
+            raise ValueError(start)
+        info = video_info(path)
+    except ValueError as error:
         raise ValueError(f"{quoted(path.name)} must be a video, but it cannot be read; save it as MP4.") from error
-    if not frames:
-        raise ValueError(f"{quoted(path.name)} must be a video, but it has no frames; choose another.")
-    return frames
+    height, width = info.size
+    if width * height > VIDEO_PIXELS or not 0 < info.frame_rate <= 240:
+        raise ValueError(
+            f"A video must have at most {VIDEO_PIXELS} pixels a frame and 240 frames a second, got {width} x {height} "
+            f"at {info.frame_rate:g}; choose another."
+        )
+    return info.frame_rate, width, height
+
+
+def _moments(path: Path, most: int, rate: float) -> list[np.ndarray]:
+    try:
+        return list(read_moments(path, most, rate).movedim(0, -1).numpy())
+    except ValueError as error:
+        raise ValueError(f"{quoted(path.name)} must be a video, but it has no frames; choose another.") from error
+
+
+def _most_frames(width: int, height: int, limits: Limits) -> int:
+    """Frames of a quilt of this size that a movie may have."""
+    return max(1, min(MOST_FRAMES, limits.movie_pixels // (width * height)))
