@@ -143,7 +143,7 @@ def viewer(file: Path, caption: str = "") -> str:
 
 def welcome(file: Path, prompt: str) -> str:
     """The stage with a movie that was made earlier, until there is an own one."""
-    return viewer(file, f"<q>{escape(prompt)}</q> Made earlier; yours will play here.")
+    return viewer(file, f"<q>{escape(prompt)}</q> Yours will play here.")
 
 
 # On a phone the stage is below the settings: it is scrolled to once there is something to see in it.

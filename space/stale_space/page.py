@@ -16,11 +16,10 @@ from stale_space.uploads import LIGHT_FIELDS, PICTURES, VIDEOS
 
 
 EXAMPLES = (
+    ("a golden horse walks to the left in front of a blue barn by day", 0),
+    ("a brown cow walks to the right in front of a blue barn on a sunny day", 0),
+    ("a white cow stands in front of a red barn by day", 0),
     ("a golden horse gallops to the left near a blue barn", 0),
-    ("a white cow grazes in front of a blue barn at dawn", 0),
-    ("a black horse walks to the right at sunset", 0),
-    ("a white sheep stands by a red barn at noon", 0),
-    ("a brown cow walks to the left at night", 0),
 )
 """Sentences, each with a seed that does it well."""
 
@@ -88,7 +87,7 @@ def _create_tab(desk: Desk) -> tuple[dict[str, Any], gr.HTML]:
         with gr.Column(scale=4, min_width=300, elem_classes="controls"):
             prompt = gr.Textbox(
                 label="A sentence about a barnyard",
-                placeholder="a white cow grazes in front of a blue barn at dawn",
+                placeholder=EXAMPLES[0][0],
                 lines=2,
                 max_lines=4,
                 max_length=FIELDS["prompt"].length,
@@ -101,7 +100,8 @@ def _create_tab(desk: Desk) -> tuple[dict[str, Any], gr.HTML]:
                 label="Sentences that come out well",
                 components=[gr.Textbox(render=False), gr.Number(render=False)],
                 samples=[list(example) for example in EXAMPLES],
-                sample_labels=[sentence for sentence, _ in EXAMPLES],
+                # Gradio cuts labels after 60 characters.
+                sample_labels=[sentence.split(" by day")[0].split(" on a")[0] for sentence, _ in EXAMPLES],
                 elem_id="examples",
             )
             controls = {"prompt": prompt, **_settings(desk)}
