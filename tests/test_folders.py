@@ -33,7 +33,11 @@ from diffusers_stale.training.checkpoints import Checkpoint, load_checkpoint, ne
 from diffusers_stale.training.clip_data import ClipSource, Mixture, open_groups
 from diffusers_stale.training.config import PRESETS, TrainingConfig, with_changes
 from diffusers_stale.training.grids import Grid
+from diffusers_stale.training.run_clips import open_run
+from diffusers_stale.training.stage_autoencoder import frames_of
+from diffusers_stale.training.stage_text import corpus
 from diffusers_stale.training.stages import train_stage
+from diffusers_stale.training.vocabulary import build_tokenizer
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -575,3 +579,37 @@ def test_folders_and_shards_of_clips_are_sets_to_search_for_leaks(clips: Path, s
     assert ours["still#0"].shape == (3, 128, 128)
     report = find_near_duplicates(*(fingerprints(iter(found.items())) for found in (ours, theirs)))
     assert {match.name for match in report.matches} == set(ours)
+
+
+def test_autoencoder_and_vocabulary_come_from_clips_too(clips: Path, shards: Path, tmp_path: Path):
+    data = f"folder:{clips}:2, barnyard:1"
+    config = with_changes(SMOKE, [f"data={data}", f"held_out_data=shards:{shards}"], ["autoencoder"])
+    report = train_stage("autoencoder", config, tmp_path)
+    assert report["broken_clips"] == {}
+    assert report["psnr"] > 0
+    problems = strict()
+    frames = frames_of(config.autoencoder, data, 0, 6, problems)
+    assert torch.equal(frames[4:], frames_of(config.autoencoder, "barnyard", 0, 2, problems))
+    shown = torch.cat([whole(clip).flatten(1, 3).transpose(0, 1) for clip in opened(clips, 8.0).values()])
+    assert all((frame == shown).flatten(1).all(dim=1).any() for frame in frames[:4])
+    words = describe(tmp_path / "zoo", {"a.mp4": "a quokka hops", "b.mp4": "a quokka eats"})
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(clips / "plain.mp4", words / name)
+    tokenizer = build_tokenizer(corpus(replace(SMOKE.text, data=f"folder:{words}, barnyard:1")), 32)
+    assert tokenizer.tokenize("quokka") == ["quokka</w>"]
+    assert len(build_tokenizer(corpus(SMOKE.text), 32).tokenize("quokka")) > 1
+
+
+def test_captions_that_are_too_long_are_told(
+    clips: Path, parents: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    shutil.copy(clips / "plain.mp4", tmp_path)
+    describe(tmp_path, {"plain.mp4": ["a cow", "a cow and " * 20]})
+    trained("image", tmp_path / "run", parents, f"data=folder:{tmp_path}")
+    assert "cut: 1 of 2 captions have more than 32 tokens, as 'a cow and a cow" in capsys.readouterr().out
+
+
+def test_a_run_without_barnyards_is_not_asked_for_its_own_test_set(clips: Path, parents: Path, tmp_path: Path):
+    trained("image", tmp_path, parents, f"data=folder:{clips}", "max_steps=1")
+    with pytest.raises(ValueError, match="give the two sets instead"):
+        open_run(tmp_path)

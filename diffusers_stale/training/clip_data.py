@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from diffusers_stale.data.clips import Clip
-from diffusers_stale.data.folders import BrokenDataError, BrokenFiles, folder_clips
+from diffusers_stale.data.folders import BrokenDataError, BrokenFiles, folder_clips, read_metadata
 from diffusers_stale.data.layers import Layered, layered_clip
 from diffusers_stale.data.scenes import random_generator
 from diffusers_stale.data.shards import SHARD_SUFFIX, shard_clips, shards_of
-from diffusers_stale.data.sources import Order, SourceSetting
+from diffusers_stale.data.sources import BARNYARD, Order, SourceSetting, parse_sources
+from diffusers_stale.training.clip_settings import ClipSettings
 from diffusers_stale.training.grids import Grid
 from diffusers_stale.training.latents import encode, fingerprint
 from diffusers_stale.training.provenance import tensors_hash
@@ -39,8 +40,8 @@ AHEAD = 2
 ATTEMPTS = 20
 """Clips that are tried for one place of a batch before it is given up."""
 
-CHUNK = 16
-"""Frames of a clip that are decoded at once, at least, to be encoded."""
+CHUNK_BYTES = 2**26
+"""Pixels of a clip that are decoded at once, to be encoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +146,15 @@ class LatentFiles:
     def __init__(self, folder: Path, vae: AutoencoderKL, image_size: int, encode_batch: int) -> None:
         self.folder, self.vae, self.image_size, self.encode_batch = folder, vae, image_size, encode_batch
         self.vae_hash = fingerprint(vae)
+        self._paths: dict[str, Path] = {}
 
     def path(self, clip: Clip) -> Path:
+        """Where the latents of `clip` are, whose files are looked at once."""
+        if clip.name not in self._paths:
+            self._paths[clip.name] = self._path(clip)
+        return self._paths[clip.name]
+
+    def _path(self, clip: Clip) -> Path:
         form = clip.form
         made = [form.view_rows, form.view_cols, form.baseline, form.seed] if isinstance(form, Layered) else []
         parts = [*form.members().values(), *([clip.depth] if clip.depth is not None else [])]
@@ -159,7 +167,7 @@ class LatentFiles:
         path = self.path(clip)
         if path.is_file():
             return
-        chunk = max(CHUNK, self.encode_batch // (clip.view_rows * clip.view_cols))
+        chunk = max(1, CHUNK_BYTES // (clip.view_rows * clip.view_cols * 3 * self.image_size**2))
         views, encoded = (range(clip.view_rows), range(clip.view_cols)), []
         for start in range(0, clip.frames, chunk):
             frames = range(start, min(start + chunk, clip.frames))
@@ -323,12 +331,14 @@ def make_layered(
     return layered
 
 
-def encode_all(groups: list[list[Clip]], files: LatentFiles, problems: BrokenFiles, title: str) -> list[list[Clip]]:
+def encode_all(
+    groups: list[list[Clip]], files: LatentFiles, problems: BrokenFiles, title: str, quiet: bool = False
+) -> list[list[Clip]]:
     """Encodes every clip that is not encoded yet; returns those that could be, the others are told to `problems`."""
     sound: list[list[Clip]] = []
     for group in groups:
         sound.append([])
-        for clip in tqdm(group, title, mininterval=5, disable=None):
+        for clip in tqdm(group, title, mininterval=5, disable=quiet):
             try:
                 files.add(clip)
             except (ValueError, OSError) as error:
@@ -336,3 +346,29 @@ def encode_all(groups: list[list[Clip]], files: LatentFiles, problems: BrokenFil
             else:
                 sound[-1].append(clip)
     return sound
+
+
+def captions_of(data: str) -> list[str]:
+    """All captions of the clips in `data`, of none of which more than the text is read if they lie in folders."""
+    found: list[str] = []
+    for setting in parse_sources(data):
+        if setting.kind == BARNYARD:
+            continue
+        if is_in_shards(setting):
+            clips = (clip for shard in shards_of(setting.place) for clip in shard_clips(shard, 0, BrokenFiles(10**9)))
+        else:
+            clips = read_metadata(setting.place)
+        found += [caption for clip in clips for caption in clip.captions]
+    return found
+
+
+def drawn_frames(
+    setting: SourceSetting, config: ClipSettings, image_size: int, count: int, seed: int, problems: BrokenFiles
+) -> torch.Tensor:
+    """`count` frames of the clips of a source, of random views and moments; uint8 `(count, 3, height, width)`."""
+    groups = open_groups(setting, config.data_frame_rate, problems)
+    source = ClipSource(setting, groups, image_size, (seed, 0))
+    grid = Grid(view_rows=1, view_cols=1, frames=1, batch_size=count, weight=1.0)
+    mixture = Mixture([source], seed, count, None, 1, 0, problems)
+    numbers = tqdm(range(count), f"reading {setting}", mininterval=5)
+    return torch.stack([mixture.piece(0, 0, index, grid).pixels[:, 0, 0, 0] for index in numbers])

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from diffusers_stale.data.sources import BARNYARD, kinds
+from diffusers_stale.data.sources import BARNYARD
+from diffusers_stale.training.clip_settings import ClipSettings
 from diffusers_stale.training.grids import parse_grids
 
 
@@ -32,10 +33,9 @@ BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "n
 """Ways to write a switch."""
 
 SWITCHES = (
-    "hinge_weight", "hinge_warmup", "embedding_noise", "input_noise", "attribute_swaps", "data_frame_rate",
-    "data_workers", "max_broken", "text_rate", "text_cache_mb",
+    "hinge_weight", "hinge_warmup", "embedding_noise", "input_noise", "attribute_swaps", "text_rate", "text_cache_mb",
 )  # fmt: skip
-"""Settings of 0, which switches them off, or more."""
+"""Settings of denoising stages of 0, which switches them off, or more."""
 
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "no", "bf16", "fp16"]
@@ -104,12 +104,13 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(StageConfig):
+class AutoencoderConfig(ClipSettings, StageConfig):
     """Autoencoder of single frames. Channels are listed from the full resolution down, each level halves it.
 
     The loss is `l1_weight` times the absolute error, `mse_weight` times the squared one, `gradient_weight` times the
     absolute error of differences between neighbouring pixels and `kl_weight` times the Kullback-Leibler divergence.
-    `pool_frames` frames are rendered before training and drawn from; `held_out_frames` measure PSNR.
+    `pool_frames` frames are rendered, or taken from clips, before training and drawn from. `held_out_frames` measure
+    PSNR: of barnyards of another seed, of `held_out_data`, or else other frames of the clips trained on.
     """
 
     batch_size: int = 8
@@ -127,10 +128,17 @@ class AutoencoderConfig(StageConfig):
     held_out_frames: int = 64
     baselines: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_clips()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(StageConfig):
-    """Text encoder, taught to tell the attributes that a caption states. `scenes` scenes are drawn from."""
+    """Text encoder, taught to tell the attributes that a caption of a barnyard states. `scenes` scenes are drawn from.
+
+    The vocabulary is that of `tokenizer_captions` captions of barnyards, and of all captions of the clips in `data`.
+    """
 
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -140,18 +148,14 @@ class TextConfig(StageConfig):
     heads: int = 4
     intermediate_size: int = 384
     max_tokens: int = 32
+    data: str = BARNYARD
     tokenizer_captions: int = 4000
     scenes: int = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingConfig(StageConfig):
+class DenoisingConfig(ClipSettings, StageConfig):
     """What training of the 2D and of the 5D UNet have in common.
-
-    `data` is what is trained on, sources with weights as `data.sources.parse_sources` reads them: rendered barnyards,
-    folders of clips, shards, monocular videos. Real clips are cut to a square of `image_size` pixels, and
-    `data_frame_rate` frames a second are taken of them (0: all). Up to `max_broken` clips may turn out broken in each
-    process. `data_workers` threads decode shards ahead. On `held_out_data`, sources too, the loss is measured.
 
     `start_from` is the folder of an earlier pipeline, whose UNet of the same shape the weights are taken from: all of
     them in the image stage (text encoder included), those of the view and time layers in the movie stage.
@@ -186,11 +190,6 @@ class DenoisingConfig(StageConfig):
     `input_noise_rate` and `input_noise` (deviation).
     """
 
-    data: str = "barnyard"
-    held_out_data: str | None = None
-    data_frame_rate: float = 8.0
-    data_workers: int = 2
-    max_broken: int = 10
     start_from: str | None = None
     contamination: float = 0.0
     test_scenes: int = 1000
@@ -229,6 +228,7 @@ class DenoisingConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_clips()
         for name in SHARES:
             value = getattr(self, name, 0.0)
             if not 0 <= value <= 1:
@@ -245,18 +245,6 @@ class DenoisingConfig(StageConfig):
             raise ValueError(
                 "`contamination` leaks rendered test scenes, got data without barnyard; add it to `data`."
             )
-        if self.held_out_data is not None and BARNYARD in kinds(self.held_out_data, "held_out_data"):
-            raise ValueError("`held_out_data` must be clips, got barnyard; its loss is measured where `data` has it.")
-
-    @property
-    def renders(self) -> bool:
-        """Whether barnyards are among the data."""
-        return BARNYARD in kinds(self.data)
-
-    @property
-    def has_clips(self) -> bool:
-        """Whether there is anything but barnyards among the data."""
-        return kinds(self.data) != {BARNYARD}
 
     @property
     def trains_joy(self) -> bool:

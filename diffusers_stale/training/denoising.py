@@ -199,7 +199,17 @@ class DenoisingTask:
                 sources.append(self.open_clips(setting, run_folder, rank, processes, size, baselines))
         mixture = self.mixture_of(sources, grids)
         mixture.check(grids)
+        self.say_what_is_cut(mixture)
         return mixture
+
+    def say_what_is_cut(self, mixture: Mixture) -> None:
+        """Tells how many captions are longer than what the text encoder takes."""
+        clips = [clip for source in mixture.sources for clip in getattr(source, "clips", ())]
+        captions = sorted({caption for clip in clips for caption in clip.captions})
+        most = self.tokenizer.model_max_length
+        long = [caption for caption in captions if len(self.tokenizer(caption, verbose=False).input_ids) > most]
+        if long:
+            print(f"cut: {len(long)} of {len(captions)} captions have more than {most} tokens, as {long[0][:60]!r}")
 
     def open_clips(
         self, setting: SourceSetting, run_folder: Path, rank: int = 0, processes: int = 1,
@@ -213,7 +223,7 @@ class DenoisingTask:
         files = None
         if not is_in_shards(setting):
             files = LatentFiles(run_folder / "latents", self.vae, config.image_size, config.encode_batch)
-            groups = encode_all(groups, files, problems, f"encoding {setting}")
+            groups = encode_all(groups, files, problems, f"encoding {setting}", rank > 0)
         return ClipSource(setting, groups, config.image_size, (config.seed, rank), files)
 
     def mixture_of(self, sources: list[Source], grids: tuple[Grid, ...]) -> Mixture:

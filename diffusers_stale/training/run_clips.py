@@ -1,4 +1,7 @@
-"""What a run was trained on and what it is tested on: as pictures for a search, and as latents for its network."""
+"""What a run was trained on and what it is tested on: as pictures for a search, and as latents for its network.
+
+Of barnyards only; other data has its own files to look at.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -87,9 +90,9 @@ def open_run(run: Path, stage: str | None = None) -> RunClips:
     stage = stage or stages[-1]
     report = read_report(run / stage)
     config, processes = read_config(report), report["processes"]
-    if config.has_clips:
+    if not config.renders:
         raise ValueError(
-            f"The stage {stage} of {run} must be trained on barnyards alone to be asked for its own sets, got data="
+            f"The stage {stage} of {run} must be trained on barnyards to be asked for its own sets, got data="
             f"{config.data}; give the two sets instead: stale-diffusion contamination TEST_FOLDER TRAINING_FOLDER."
         )
     clips = config.pool_frames if isinstance(config, ImageConfig) else config.static_clips

@@ -9,8 +9,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from diffusers_stale.axes import IMAGE_AXES, fold
+from diffusers_stale.data.folders import BrokenFiles
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import random_generator, sample_scene
+from diffusers_stale.data.sources import BARNYARD, parse_sources
+from diffusers_stale.training.clip_data import drawn_frames
 from diffusers_stale.training.components import build_autoencoder, standardize_latents
 from diffusers_stale.training.config import AutoencoderConfig
 from diffusers_stale.training.losses import peak_signal_to_noise, reconstruction_loss
@@ -52,6 +55,22 @@ def render_frames(config: AutoencoderConfig, seed: int, count: int, rank: int = 
     return torch.cat(frames)[:count]
 
 
+def frames_of(
+    config: AutoencoderConfig, data: str, seed: int, count: int, problems: BrokenFiles, rank: int = 0
+) -> torch.Tensor:
+    """`count` frames of `data`, of each source as many as its weight says; shape as of `render_frames`."""
+    settings = parse_sources(data)
+    shares = np.cumsum([0.0, *(setting.weight for setting in settings)])
+    bounds = np.rint(shares / shares[-1] * count).astype(int).tolist()
+    parts = []
+    for setting, start, stop in zip(settings, bounds, bounds[1:], strict=False):
+        if setting.kind == BARNYARD:
+            parts.append(render_frames(config, seed, stop - start, rank))
+        elif stop > start:
+            parts.append(drawn_frames(setting, config, config.image_size, stop - start, seed + rank, problems))
+    return torch.cat(parts)
+
+
 class AutoencoderModule(nn.Module):
     """The autoencoder with its loss, so that what is trained is one module with one forward call."""
 
@@ -78,8 +97,11 @@ class AutoencoderTask:
         torch.manual_seed(config.seed)
         self.vae = build_autoencoder(config)
         self.module = AutoencoderModule(self.vae, config)
-        self.pool = render_frames(config, config.seed, config.pool_frames, rank)
-        self.held_out = render_frames(config, config.held_out_seed, config.held_out_frames).float() / 127.5 - 1
+        self.problems = BrokenFiles(config.max_broken)
+        self.pool = frames_of(config, config.data, config.seed, config.pool_frames, self.problems, rank)
+        measured = config.held_out_data or (BARNYARD if config.renders else config.data)
+        held_out = frames_of(config, measured, config.held_out_seed, config.held_out_frames, self.problems)
+        self.held_out = held_out.float() / 127.5 - 1
         self.noise_shape = (config.latent_channels, *self.latent_size())
 
     def latent_size(self) -> tuple[int, int]:
@@ -132,7 +154,7 @@ class AutoencoderTask:
         return self.vae
 
     def report(self) -> dict[str, Any]:
-        return {}
+        return {"broken_clips": self.problems.found}
 
     def export(self, folder: Path) -> None:
         self.finish().save_pretrained(folder)

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 from diffusers_stale.data.captions import caption_of, describe
 from diffusers_stale.data.scenes import ATTRIBUTE_VALUES, random_generator, sample_scene, scene_attributes
 from diffusers_stale.text_encoding import tokenize
+from diffusers_stale.training.clip_data import captions_of
 from diffusers_stale.training.components import build_text_encoder
 from diffusers_stale.training.config import TextConfig
 from diffusers_stale.training.vocabulary import build_tokenizer, save_tokenizer
@@ -136,4 +137,5 @@ class TextTask:
 
 def corpus(config: TextConfig) -> list[str]:
     """Captions to take the vocabulary from; they are the same for every seed of a run."""
-    return [caption_of(sample_scene(0, index), 0, index) for index in range(config.tokenizer_captions)]
+    rendered = [caption_of(sample_scene(0, index), 0, index) for index in range(config.tokenizer_captions)]
+    return rendered + captions_of(config.data)
