@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from diffusers_stale.data.clips import Clip
@@ -30,9 +31,10 @@ from diffusers_stale.light_field.export import write_png, write_video
 from diffusers_stale.light_field.quilt_layout import assemble_quilt
 from diffusers_stale.light_field.video import ffmpeg_path, read_video
 from diffusers_stale.training.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint
-from diffusers_stale.training.clip_data import ClipSource, Mixture, open_groups
+from diffusers_stale.training.clip_data import ClipSource, LatentFiles, Mixture, open_groups
 from diffusers_stale.training.config import PRESETS, TrainingConfig, with_changes
 from diffusers_stale.training.grids import Grid
+from diffusers_stale.training.latents import PoolRequest, render_clip, render_pool
 from diffusers_stale.training.run_clips import open_run
 from diffusers_stale.training.stage_autoencoder import frames_of
 from diffusers_stale.training.stage_text import corpus
@@ -325,6 +327,7 @@ METADATA_ERRORS = {
     '{"file_name": "plain.mp4", "text": []}': ("`text` must be a caption", ValueError),
     '{"file_name": "plain.mp4", "text": "a", "baseline": 0}': ("`baseline` must be a number above 0", ValueError),
     '{"file_name": "plain.mp4", "text": "a", "view_step": 1.5}': ("`view_step` must be an integer", ValueError),
+    '{"file_name": "plain.mp4", "text": "a", "viewstep": 2}': ("'viewstep'; did you mean 'view_step'", ValueError),
     '{"file_name": "gone.mp4", "text": "a"}': ("names what is not there: gone.mp4", FileNotFoundError),
     '{"file_name": "../plain.mp4", "text": "a"}': ("lies outside of", ValueError),
     '{"file_name": "plain.mp4", "text": "a"}\n{"file_name": "plain.mp4", "text": "b"}': (
@@ -613,3 +616,19 @@ def test_a_run_without_barnyards_is_not_asked_for_its_own_test_set(clips: Path, 
     trained("image", tmp_path, parents, f"data=folder:{clips}", "max_steps=1")
     with pytest.raises(ValueError, match="give the two sets instead"):
         open_run(tmp_path)
+
+
+def test_a_scene_in_a_file_has_the_latents_of_the_rendered_scene(parents: Path, tmp_path: Path):
+    vae = AutoencoderKL.from_pretrained(parents / "autoencoder")
+    request = PoolRequest(seed=5, count=2, rank=0, image_size=SIZE, view_rows=1, view_cols=3, frames=FRAMES)
+    pool = render_pool(vae, request, encode_batch=4)
+    names = [f"{index}.lf.safetensors" for index in range(2)]
+    for index, name in enumerate(names):
+        LightField.from_float(render_clip(request, index)[0].pixels).save(tmp_path / name)
+    describe(tmp_path, dict.fromkeys(names, "a cow"))
+    files = LatentFiles(tmp_path / "latents", vae, SIZE, 4)
+    for index, clip in enumerate(opened(tmp_path).values()):
+        files.add(clip)
+        latents = files.read(clip, range(1), range(3), range(FRAMES))
+        torch.testing.assert_close(latents, pool.latents[index], atol=0.02, rtol=0.02)
+        assert torch.equal(files.read(clip, range(1), range(1, 3), range(1, 2)), latents[:, :, 1:, 1:2])

@@ -5,6 +5,7 @@ or a list of them) and, if wanted, `baseline` (factor on disparity), `view_step`
 (for monocular clips: a picture or video that is brighter where things are nearer). Other keys are for others.
 """
 
+import difflib
 import json
 import math
 import threading
@@ -18,6 +19,10 @@ from diffusers_stale.data.decoding import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Part
 
 
 METADATA = "metadata.jsonl"
+KEYS = ("file_name", "text", "baseline", "view_step", "depth")
+NEARLY = 0.85
+"""How like a key another one must be to be taken for a slip."""
+
 SHOWN = 5
 """Names that a sentence lists before it only counts."""
 
@@ -63,6 +68,9 @@ def entry_of(values: Any, where: str) -> Entry:
     """The entry that JSON `values` state. Raises `ValueError`, beginning with `where`, for what cannot be."""
     if not isinstance(values, dict) or not isinstance(values.get("file_name"), str) or not values["file_name"]:
         raise ValueError(f'{where}: expected an object like {{"file_name": ..., "text": ...}}, got {values!r}.')
+    for key in values.keys() - set(KEYS):
+        if near := difflib.get_close_matches(key, KEYS, n=1, cutoff=NEARLY):
+            raise ValueError(f"{where}: there is no key {key!r}; did you mean {near[0]!r}?")
     texts = values.get("text")
     captions = texts if isinstance(texts, list) else [texts]
     if not captions or not all(isinstance(text, str) and text.strip() for text in captions):
