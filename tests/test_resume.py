@@ -7,6 +7,7 @@ folder of checkpoints is one.
 
 import os
 import random
+import resource
 import shutil
 import signal
 import stat
@@ -353,10 +354,34 @@ def test_on_a_full_disk_the_last_checkpoint_stays_and_there_is_one_clear_error(s
     assert remarks == []
     assert not [each for each in small_disk.iterdir() if each.name.startswith(".")]
     (small_disk / "ballast").unlink()
-    if 3.2 * size > 2**20:
-        pytest.skip(f"a checkpoint of {size} bytes leaves no room to go on in")
+    # A larger disk takes the place of the full one.
+    (folder / "text_run" / "checkpoints").unlink()
+    shutil.copytree(small_disk, folder / "text_run" / "checkpoints")
     train(folder)
     assert_same(end(folder), whole)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.95])
+def test_where_no_more_can_be_written_the_last_checkpoint_stays(tmp_path: Path, whole: Checkpoint, share: float):
+    """As on a full disk, a file ends in its midst: no file may be longer than that share of the optimizer's state."""
+    train(tmp_path, keep_checkpoints=STEPS)
+    for later in checkpoint_folders(tmp_path / "text_run" / "checkpoints")[2:]:
+        shutil.rmtree(later)
+    size = sum(part.nbytes for part in whole.optimizer.values())
+
+    def confined() -> None:
+        # Else the signal ends the process, and nothing can be said.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), resource.RLIM_INFINITY))
+        with pytest.raises(SaveError, match="Free some space and resume"):
+            train(tmp_path)
+
+    assert forked(confined) == DONE
+    checkpoints = tmp_path / "text_run" / "checkpoints"
+    assert newest_checkpoint(checkpoints) == (checkpoints / "step-00000002", [])
+    assert not [path for path in checkpoints.iterdir() if path.name.startswith(".")]
+    train(tmp_path)
+    assert_same(end(tmp_path), whole)
 
 
 def test_gradients_that_are_not_finite_are_skipped_counted_and_end_the_run_if_they_persist(
