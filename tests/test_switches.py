@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from diffusers_stale import StaleUNet5DConditionModel, inflate_unet2d
+from diffusers_stale import StaleDiffusionPipeline, StaleUNet5DConditionModel, inflate_unet2d
 from diffusers_stale.view_layers import ViewAttnProcessor
 
 
@@ -237,3 +237,30 @@ def test_an_exponential_average_of_weights_can_be_kept(unet: StaleUNet5DConditio
     assert torch.equal(run(unet), before)
     average.restore(unet.parameters())
     assert not torch.allclose(run(unet), before, atol=1e-3)
+
+
+def movie_of(pipeline: StaleDiffusionPipeline) -> torch.Tensor:
+    request = {"view_rows": 1, "view_cols": 2, "num_frames": 2, "num_inference_steps": 1, "output_type": "latent"}
+    generator = torch.Generator().manual_seed(0)
+    return pipeline("a brown horse", generator=generator, return_dict=False, **request)[0]
+
+
+def test_a_pipeline_is_saved_in_shards_and_as_a_variant_and_loaded_to_a_device(
+    make_pipeline: Callable[[], StaleDiffusionPipeline], tmp_path: Path
+):
+    pipeline = make_pipeline()
+    expected = movie_of(pipeline)
+    pipeline.save_pretrained(tmp_path, variant="fp16", max_shard_size="60KB")
+    assert len(list((tmp_path / "unet").glob("*.fp16-*.safetensors"))) > 2
+    for options in ({}, {"device_map": "cpu"}):
+        loaded = StaleDiffusionPipeline.from_pretrained(tmp_path, variant="fp16", **options)
+        loaded.set_progress_bar_config(disable=True)
+        assert (movie_of(loaded) - expected).abs().max() <= CLOSE
+
+
+def test_all_of_a_pipeline_can_be_offloaded_in_groups(make_pipeline: Callable[[], StaleDiffusionPipeline]):
+    pipeline = make_pipeline()
+    expected = movie_of(pipeline)
+    place = torch.device("cpu")
+    pipeline.enable_group_offload(onload_device=place, offload_device=place, offload_type="leaf_level")
+    assert (movie_of(pipeline) - expected).abs().max() <= CLOSE

@@ -6,7 +6,7 @@
 
 Networks other than `barnyard` have random weights and are as inflation makes them.
 
-One evaluation of the network for each grid, in a process of its own, without guidance. `whole`: no layer is cut;
+One evaluation of the network for each grid, in a forked process of its own, without guidance. `whole`: nothing cut;
 `parts`: forward chunking as it happens by itself; `windows`: besides, windows of `--window`, from the CPU and back.
 Memory is the network's: the rise of the resident set above the loaded network that has predicted one image, at the
 highest, less the noise and the prediction themselves (which windows keep on the CPU). The exponent is the slope of its
@@ -14,11 +14,13 @@ logarithm over that of the number of images. Linux only.
 """
 
 import argparse
-import json
 import math
-import subprocess
+import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 
@@ -61,11 +63,12 @@ def network_of(name: str, frames: int) -> StaleUNet5DConditionModel:
 
 
 @torch.no_grad()
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
+def measure(
+    network: StaleUNet5DConditionModel, grid: tuple[int, int, int], mode: str, arguments: argparse.Namespace
+) -> dict[str, float]:
     """One grid in one mode, in this process."""
-    grid, mode = grid_of(arguments.grids[0]), arguments.mode
+    torch.set_num_threads(arguments.threads or os.cpu_count())
     window = grid_of(arguments.window)
-    network = network_of(arguments.network, grid[2]).eval()
     if mode == "whole":
         network.disable_forward_chunking()
     text = torch.randn(1, TOKENS, network.config.cross_attention_dim)
@@ -88,6 +91,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     return {"seconds": seconds, "core_seconds": core_seconds, "bytes": peak.bytes - 4 * values}
 
 
+def in_a_fork(task: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `task` returns in a process that begins as a copy of this one; `EOFError` if it is killed."""
+    context = get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sending.send(task()))
+    process.start()
+    sending.close()
+    figures = receiving.recv()
+    process.join()
+    return figures
+
+
 def exponent(images: list[int], figures: list[float]) -> float:
     """Slope of a straight line through the logarithms, by least squares."""
     across, up = ([math.log(value) for value in values] for values in (images, figures))
@@ -102,11 +117,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="height and width of latents")
     parser.add_argument("--window", default="3x3x8")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--mode", choices=MODES, help="measure only the first grid, here, and print the figures")
+    parser.add_argument("--threads", type=int, default=0, help="0 for as many as there are cores")
     arguments = parser.parse_args()
-    if arguments.mode:
-        print(json.dumps(measure(arguments)))
-        return
+    torch.set_num_threads(1)  # A process whose threads have worked cannot be forked.
+    network = network_of(arguments.network, max(grid_of(grid)[2] for grid in arguments.grids)).eval()
     print(f"{arguments.network}, latents of {arguments.size} x {arguments.size}, windows of {arguments.window}")
     print("| grid | images | " + " | ".join(f"{mode}: MiB, s, core-s" for mode in arguments.modes) + " |", flush=True)
     images = [math.prod(grid_of(grid)) for grid in arguments.grids]
@@ -114,10 +128,7 @@ def main() -> None:
     for grid, count in zip(arguments.grids, images, strict=True):
         cells = []
         for mode, found in memory.items():
-            command = [sys.executable, __file__, "--mode", mode, "--network", arguments.network, "--grids", grid]
-            command += ["--size", str(arguments.size), "--window", arguments.window]
-            lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-            figures = json.loads(lines[-1])
+            figures = in_a_fork(partial(measure, network, grid_of(grid), mode, arguments))
             found.append(figures["bytes"])
             cells.append(f"{figures['bytes'] / 2**20:.0f}, {figures['seconds']:.1f}, {figures['core_seconds']:.1f}")
         print(f"| {grid} | {count} | " + " | ".join(cells) + " |", flush=True)
