@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 
 
-ROWS_AT_ONCE = {"cpu": 6144}
-"""Pixels of images that layers get at once by default, by type of device: near what the caches of a core hold, and
-enough that calls cost little beside products. Measured with `scripts/benchmarks/unet.py`, 16x16 latents, one thread:
-3072 to 8192 take the same time, 2048 takes 6 % more."""
+ROWS_AT_ONCE = {"cpu": 2048}
+"""Pixels of images that layers get at once by default, by type of device: about what the caches of a core hold.
+Measured with `scripts/benchmarks/unet.py`: 6144 saves 6 % of the time, and takes twice the memory."""
 
 ROWS_AT_ONCE_ELSEWHERE = 65536
 """As above, for accelerators, which need more work at a time."""
