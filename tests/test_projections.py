@@ -191,6 +191,31 @@ def test_without_interpolation_the_camera_shows_views_and_nothing_else() -> None
     assert (1, 1) not in shown
 
 
+def test_a_camera_alone_does_not_make_a_surface_that_its_neighbours_look_through(monkeypatch) -> None:
+    pixels = wall(1.0)[:, :, :, 0]
+    views = Interpolator(pixels, 2.0)
+    rows, cols = pixels.shape[1:3]
+    height, width = pixels.shape[-2:]
+    surface = torch.full((rows, cols, height, width), 1.0)
+    ghost, hidden = (slice(8, 12), slice(8, 12)), (slice(2, 5), slice(2, 5))
+    surface[1, 1][ghost] = 3.0
+    surface[1, 1][hidden] = -2.0  # something else is nearer in all others, which is no contradiction
+    monkeypatch.setattr(Interpolator, "_search", lambda self, row, col: surface[row, col].clone())
+    agreed = views.disparity(1, 1)
+    assert torch.equal(agreed[ghost], torch.ones(4, 4))
+    assert torch.equal(agreed[hidden], torch.full((3, 3), -2.0))
+    surface[:] = 1.0
+    surface[..., 8:20, 8:20] = 3.0
+    assert Interpolator(pixels, 2.0).disparity(1, 1)[14, 14] == 3.0  # that all see is one
+
+
+def test_known_disparity_is_not_searched_for() -> None:
+    pixels = wall(1.0)[:, :, :, 0]
+    known = torch.rand(*pixels.shape[1:3], *pixels.shape[-2:])
+    views = Interpolator(pixels, 2.0, known)
+    assert torch.equal(views.disparity(0, 1), known[0, 1])
+
+
 @pytest.mark.parametrize("position", [(2, 1), (1, 2), (1, 1)])
 def test_a_view_between_is_nearer_to_the_true_one_than_a_blend(position: tuple[int, int]) -> None:
     row, col = position

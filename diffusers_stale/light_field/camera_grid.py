@@ -1,10 +1,13 @@
 """Where the cameras of a light field stand, and what becomes of them when a part of the light field is taken.
 
-Knows axes by name; no pixels and no files.
+Knows axes by name; no files, and of pixels only whether they are numbers.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from diffusers_stale.axes import AXES, IMAGE_AXES, check_count
 
@@ -117,3 +120,14 @@ def _resolve_slice(name: str, choice: slice, length: int) -> range:
     if len(taken) == 0:
         raise ValueError(f"`{name}` must keep something of its length {length}, got {choice}; widen the slice.")
     return taken if len(taken) > 1 else range(taken.start, taken.start + 1)
+
+
+def check_finite(values: torch.Tensor, axes: Sequence[str]) -> None:
+    """Raises `ValueError` for pixels of `axes` that are NaN or infinite, and says where the first one is.
+
+    Both show in the extremes, which are found in one pass; where they are is asked only then.
+    """
+    if values.is_floating_point() and not torch.isfinite(torch.stack(values.detach().aminmax())).all():
+        first = torch.nonzero(~torch.isfinite(values))[0].tolist()
+        place = ", ".join(f"{name} {index}" for name, index in zip(axes, first, strict=True))
+        raise ValueError(f"Expected finite pixels in [-1, 1], got NaN or infinity, first at {place}; mend them there.")

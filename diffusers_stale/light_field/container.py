@@ -17,6 +17,7 @@ from diffusers_stale.light_field.camera_grid import (
     CameraGrid,
     Choice,
     Selection,
+    check_finite,
     check_number,
 )
 from diffusers_stale.light_field.compressed import HEADER, LightFieldFolder, save_folder
@@ -90,8 +91,7 @@ class LightField:
         Raises `ValueError` for pixels that are not finite, and for all that the constructor refuses.
         """
         _check_pixels(pixels, None)
-        if not torch.isfinite(pixels).all():
-            raise ValueError("`pixels` must be finite numbers in [-1, 1], got NaN or infinity; nothing can show them.")
+        check_finite(pixels, MOVIE_AXES)
         bytes_ = pixels.detach().float().clamp(-1.0, 1.0).add(1.0).mul_(127.5).round_().to(torch.uint8)
         return cls(bytes_, frame_rate, camera_grid, disparity, provenance)
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusers_stale.axes import check_count
 from diffusers_stale.light_field.atomic import atomic_path
-from diffusers_stale.light_field.camera_grid import check_number
+from diffusers_stale.light_field.camera_grid import check_finite, check_number
 from diffusers_stale.light_field.video import CODECS, ffmpeg_path, usual_codec, write_pictures
 
 
@@ -164,8 +164,6 @@ def _check_values(values: torch.Tensor, names: tuple[str, ...]) -> None:
     if not isinstance(values, torch.Tensor) or values.ndim != len(names) or values.shape[0] != 3 or 0 in values.shape:
         got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
         raise ValueError(f"Expected a tensor of axes {names} with 3 channels, got {got}; a projection makes one.")
-    if values.dtype != torch.uint8 and not (values.is_floating_point() and torch.isfinite(values).all()):
-        raise ValueError(
-            f"Expected uint8, or finite numbers in [-1, 1], got {values.dtype} with NaN, infinity or whole numbers; "
-            "a video of them would be black."
-        )
+    if values.dtype != torch.uint8 and not values.is_floating_point():
+        raise ValueError(f"Expected uint8, or floating point in [-1, 1], got {values.dtype}; convert the pixels.")
+    check_finite(values, names)

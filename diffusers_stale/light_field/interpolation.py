@@ -3,9 +3,10 @@
 For every camera that is needed, disparity is searched once: candidates move its neighbours onto it, and the one under
 which they agree best in a small window is taken. Of the two neighbours along an axis the better one counts, since what
 one of them cannot see is mostly seen by the other (S. B. Kang, R. Szeliski and J. Chai, "Handling Occlusions in Dense
-Multi-view Stereo", CVPR 2001). Disparities are then thrown into the wanted view, where the nearer hides the farther,
-and colours fetched from the cameras around it that can see the place. It invents nothing but what cameras agree on,
-and is no measurement: evaluation must look at the views themselves.
+Multi-view Stereo", CVPR 2001). What a camera takes for near although its neighbours look through it is no surface
+(P. Merrell et al., "Real-Time Visibility-Based Fusion of Depth Maps", ICCV 2007). Disparities are then thrown into the
+wanted view, where the nearer hides the farther, and colours fetched from the cameras around it that can see the place.
+It invents nothing but what cameras agree on, and is no measurement: evaluation must look at the views themselves.
 """
 
 import math
@@ -33,6 +34,9 @@ LARGEST_COST = 0.4
 PREFER_FLAT = 2e-4
 """Cost of a pixel of disparity, so that plain areas, where all candidates agree, do not move at random."""
 
+SEEN_THROUGH = 0.5
+"""Disparity, in pixels of the searched picture, by which neighbours must see something farther than a camera does."""
+
 TOLERANCE = 0.4
 """Pixels by which the disparity that a camera sees may differ from what is looked for; beyond, it is hidden there."""
 
@@ -41,6 +45,9 @@ STRICTNESS = 4.0
 
 LEAST_WEIGHT = 1e-4
 """Part that a hidden place keeps, so that what no camera sees is filled from its surroundings."""
+
+NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
+"""Rows down and columns to the right."""
 
 NOWHERE = -1e9
 """Disparity of what has not been hit."""
@@ -52,12 +59,16 @@ class Interpolator:
     Args:
         views: floating point in [-1, 1], shape `(3, view_rows, view_cols, height, width)`.
         max_disparity: largest shift between neighbouring views that is searched for, in pixels.
+        disparity: of every camera, if it is known, in pixels per neighbouring view, shape `(view_rows, view_cols,
+            height, width)`; nothing is searched for then.
     """
 
-    def __init__(self, views: torch.Tensor, max_disparity: float) -> None:
+    def __init__(self, views: torch.Tensor, max_disparity: float, disparity: torch.Tensor | None = None) -> None:
         self.views = views
         self.reach = max_disparity
-        self._found: dict[tuple[int, int], torch.Tensor] = {}
+        known = [] if disparity is None else [(r, c) for r in range(views.shape[1]) for c in range(views.shape[2])]
+        self._found: dict[tuple[int, int], torch.Tensor] = {place: disparity[place] for place in known}
+        self._alone: dict[tuple[int, int], torch.Tensor] = {}
         self._small: dict[tuple[int, int], torch.Tensor] = {}
 
     def view(self, row: float, col: float, forward: float = 0.0) -> torch.Tensor:
@@ -87,7 +98,7 @@ class Interpolator:
         """Disparity of a camera that is there, in pixels per neighbouring view, shape `(height, width)`."""
         if (row, col) not in self._found:
             with torch.no_grad():
-                self._found[row, col] = self._search(row, col)
+                self._found[row, col] = self._agreed(row, col)
         return self._found[row, col]
 
     def gathered(
@@ -131,8 +142,7 @@ class Interpolator:
         maps = torch.stack([self.disparity(r, c) for r, c in sources])[:, None]
         # Bilinear sampling would blur and sharpen as the camera moves.
         colours, found = sampled(pictures, down, across, cubic=True), sampled(maps, down, across)[:, 0]
-        beyond = (down < -0.5) | (down > height - 0.5) | (across < -0.5) | (across > width - 0.5)
-        return colours, found, beyond
+        return colours, found, _is_beyond(down, across, height, width)
 
     def _positions(self, row: float, col: float, forward: float) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         """View position of every pixel: all the same, unless the camera stands before the plane of the others."""
@@ -172,6 +182,32 @@ class Interpolator:
                 field.scatter_reduce_(0, places.flatten(), seen.flatten(), "amax")
         return _filled(field[: height * width].view(height, width))
 
+    def _agreed(self, row: int, col: int) -> torch.Tensor:
+        """What a camera found, less what half of its neighbours look through: they saw what is behind it."""
+        own = self._searched(row, col)
+        sides = [(down, right) for down, right in NEIGHBOURS if self._is_there(row + down, col + right)]
+        if not sides:
+            return own
+        height, width = own.shape
+        y, x = pixel_places(height, width, own)
+        rows, cols = (
+            torch.stack([displaced(places, own, side[axis]) for side in sides]) for axis, places in ((0, y), (1, x))
+        )
+        theirs = torch.stack([self._searched(row + down, col + right) for down, right in sides])
+        found = sampled(theirs[:, None], rows, cols)[:, 0]
+        looks = ~_is_beyond(rows, cols, height, width)
+        through = looks & (found < own - SEEN_THROUGH * self._reduction())
+        behind = torch.where(through, found, NOWHERE).amax(dim=0)
+        return torch.where(through.any(dim=0) & (2 * through.sum(dim=0) >= looks.sum(dim=0)), behind, own)
+
+    def _searched(self, row: int, col: int) -> torch.Tensor:
+        if (row, col) not in self._alone:
+            self._alone[row, col] = self._search(row, col)
+        return self._alone[row, col]
+
+    def _is_there(self, row: int, col: int) -> bool:
+        return 0 <= row < self.views.shape[1] and 0 <= col < self.views.shape[2]
+
     def _search(self, row: int, col: int) -> torch.Tensor:
         height, width = self.views.shape[-2:]
         reduction = self._reduction()
@@ -201,7 +237,7 @@ class Interpolator:
             sides = []
             for sign in (-1, 1):
                 r, c = row + sign * down, col + sign * right
-                if 0 <= r < self.views.shape[1] and 0 <= c < self.views.shape[2]:
+                if self._is_there(r, c):
                     # The neighbour has it at `displaced`; moved back by as much it falls on its own place.
                     back = -float(displaced(0.0, disparity, float(sign)))
                     moved = shifted(self._reduced(r, c), back * down, back * right)
@@ -237,6 +273,11 @@ def _sides(position: torch.Tensor | float, count: int, like: torch.Tensor) -> li
     places = places.view(1, 1) if places.ndim == 0 else places
     low, high = math.floor(float(places.min())), math.ceil(float(places.max()))
     return [(index, (1.0 - (places - index).abs()).clamp(min=0.0)) for index in range(low, high + 1)]
+
+
+def _is_beyond(rows: torch.Tensor, cols: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Whether places in pixels are outside of a picture."""
+    return (rows < -0.5) | (rows > height - 0.5) | (cols < -0.5) | (cols > width - 0.5)
 
 
 def _pixels_around(down: torch.Tensor, across: torch.Tensor, height: int, width: int) -> list[torch.Tensor]:

@@ -34,13 +34,16 @@ def shifted(picture: torch.Tensor, down: float, right: float) -> torch.Tensor:
 def _shifted_along(picture: torch.Tensor, shift: float, axis: int) -> torch.Tensor:
     if shift == 0.0:
         return picture
-    size = picture.shape[axis]
-    places = torch.arange(size, device=picture.device)
-    parts = [
-        picture.index_select(axis, (places + offset).clamp(0, size - 1)) * weight
-        for offset, weight in cubic_taps(shift)
-    ]
-    return torch.stack(parts).sum(dim=0)
+    size, taps = picture.shape[axis], cubic_taps(shift)
+    first, last = taps[0][0], taps[-1][0]
+    places = torch.arange(first, size + last, device=picture.device).clamp(0, size - 1)
+    extended = picture.index_select(axis, places)
+    if len(taps) == 1:
+        return extended
+    moved = 0.0
+    for offset, weight in taps:
+        moved = moved + extended.narrow(axis, offset - first, size) * weight
+    return moved
 
 
 def pixel_places(height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,4 +63,6 @@ def sampled(pictures: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, cubi
 def box_mean(picture: torch.Tensor, side: int) -> torch.Tensor:
     """Mean of `(..., height, width)` over a window of odd `side` about each pixel; beyond edges nothing counts."""
     planes = picture.reshape(-1, 1, *picture.shape[-2:])
-    return F.avg_pool2d(planes, side, 1, side // 2, count_include_pad=False).reshape(picture.shape)
+    half = side // 2
+    lines = F.avg_pool2d(planes, (side, 1), 1, (half, 0), count_include_pad=False)
+    return F.avg_pool2d(lines, (1, side), 1, (0, half), count_include_pad=False).reshape(picture.shape)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from diffusers_stale.axes import check_light_field, middle_index
-from diffusers_stale.light_field.camera_grid import MOVIE_AXES, CameraGrid, check_number
+from diffusers_stale.light_field.camera_grid import MOVIE_AXES, CameraGrid, check_finite, check_number
 from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.shifting import shifted
@@ -45,11 +45,7 @@ def pixels_of(light_field: LightField | torch.Tensor) -> torch.Tensor:
             f"Expected 3 channels of uint8, or of floating point in [-1, 1], got {pixels.shape[0]} of {pixels.dtype}; "
             "convert the pixels."
         )
-    # NaN and infinity show in the extremes, which are found in one pass; where they are is asked only then.
-    if pixels.is_floating_point() and not torch.isfinite(torch.stack(pixels.detach().aminmax())).all():
-        first = torch.nonzero(~torch.isfinite(pixels))[0].tolist()
-        place = ", ".join(f"{name} {index}" for name, index in zip(MOVIE_AXES, first, strict=True))
-        raise ValueError(f"Expected finite pixels in [-1, 1], got NaN or infinity, first at {place}; mend them there.")
+    check_finite(pixels, MOVIE_AXES)
     return pixels
 
 

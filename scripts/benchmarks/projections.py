@@ -1,13 +1,13 @@
 """Speed of refocusing, interpolation and quilts on a light field of 9x9 views and 16 frames of 256x256, one CPU.
 
-Each is timed beside another way to the same result, in the same process, one after the other, several times; the ratio
-of the best times is what counts, and how near the results are is told with it:
+Each is timed beside another way to the same result, in turns, several times; the ratio of the best times is what
+counts, of the processor and by the clock (a busy machine changes the second more), and how near the results are:
 
-- refocusing by whole pixels and by parts of them against shift-and-add in numpy (shifts by slices, whole; and cubic by
-  `scipy.ndimage.shift`, one frame: it is slow), and against plenpy's `LightField.get_refocus` (linear, one frame)
+- refocusing by whole pixels against shift-and-add in numpy, by slices and by `np.roll`; by parts of pixels against
+  `scipy.ndimage.shift` (cubic, one frame: it is slow); against plenpy's `LightField.get_refocus` (linear, one frame)
   where a Python that has it is given;
 - interpolation against the same warp by `scipy.ndimage.map_coordinates`;
-- quilts of the views that are there, of which both copy every pixel once, against numpy slices;
+- quilts of the views that are there, of which both copy every pixel once, against numpy slices and a plain copy;
 - a quilt of 45 views between 9 cameras against the same warps.
 
 Memory: the highest resident size while refocusing, less what was there before the light field, as a part of its size.
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,15 @@ pixels = np.load(sys.argv[1]).astype(np.float64) / 255
 field = LightField(np.ascontiguousarray(pixels))
 views = pixels.shape[0]
 slope = float(sys.argv[2]) * (views - 1) / views  # its slopes are spread over all views, not over the gaps between
-start = time.perf_counter()
 weights = np.load(sys.argv[4]).astype(np.float64)
-picture = field.get_refocus(slope, aperture=weights)
-spent = time.perf_counter() - start
+walls, processors = [], []
+for _ in range(2):
+    wall, processor = time.perf_counter(), time.process_time()
+    picture = field.get_refocus(slope, aperture=weights)
+    processors.append(time.process_time() - processor)
+    walls.append(time.perf_counter() - wall)
 np.save(sys.argv[3], picture)
-print("seconds", spent)
+print("seconds", min(walls), min(processors))
 """
 
 
@@ -64,18 +68,47 @@ def light_field(views: int, frames: int, size: int) -> torch.Tensor:
     return torch.stack([moment.roll(index, -1) for index in range(frames)], dim=3)
 
 
-def best_of(count: int, work: Callable[[], object]) -> tuple[float, object]:
-    """Least seconds of several runs, and the result."""
-    times, result = [], None
+@dataclass(frozen=True)
+class Timing:
+    """Least seconds of several runs: by the clock, and of the processor, which a busy machine changes less."""
+
+    wall: float
+    processor: float
+    result: object
+
+
+def in_turns(count: int, *works: Callable[[], object]) -> list[Timing]:
+    """Each work `count` times, one after the other, so that all meet the same neighbours on the machine."""
+    walls, processors, results = [[] for _ in works], [[] for _ in works], [None] * len(works)
     for _ in range(count):
-        start = time.perf_counter()
-        result = work()
-        times.append(time.perf_counter() - start)
-    return min(times), result
+        for index, work in enumerate(works):
+            results[index] = None  # its memory is given back before the next is made
+            wall, processor = time.perf_counter(), time.process_time()
+            results[index] = work()
+            processors[index].append(time.process_time() - processor)
+            walls[index].append(time.perf_counter() - wall)
+    return [Timing(min(pair[0]), min(pair[1]), pair[2]) for pair in zip(walls, processors, results, strict=True)]
 
 
 def numpy_refocus(pixels: np.ndarray, disparity: int, weights: np.ndarray) -> np.ndarray:
-    """Shift-and-add by whole pixels, without care for edges: uint8 `(3, frames, height, width)`."""
+    """Shift-and-add by whole pixels and slices, without care for edges: uint8 `(3, frames, height, width)`."""
+    _, rows, cols, frames, height, width = pixels.shape
+    total = np.zeros((3, frames, height, width), dtype=np.float32)
+    for row in range(rows):
+        for col in range(cols):
+            down, right = disparity * (row - rows // 2), disparity * (col - cols // 2)
+            (to_y, from_y), (to_x, from_x) = overlap(height, down), overlap(width, right)
+            total[..., to_y, to_x] += weights[row, col] * pixels[:, row, col, :, from_y, from_x]
+    return np.rint(total / weights.sum()).astype(np.uint8)
+
+
+def overlap(size: int, shift: int) -> tuple[slice, slice]:
+    """Where a line of pixels stands that is moved by `shift`, and which of its pixels are there."""
+    return slice(max(0, shift), size + min(0, shift)), slice(max(0, -shift), size - max(0, shift))
+
+
+def rolled_refocus(pixels: np.ndarray, disparity: int, weights: np.ndarray) -> np.ndarray:
+    """The same as it is mostly written: by `np.roll`."""
     _, rows, cols, frames, height, width = pixels.shape
     total = np.zeros((3, frames, height, width), dtype=np.float32)
     for row in range(rows):
@@ -119,9 +152,14 @@ def psnr(one: np.ndarray, other: np.ndarray, edge: int = 24) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def report(name: str, ours: float, theirs: float, quality: float | None = None) -> None:
-    near = "" if quality is None else f", results {quality:.1f} dB apart"
-    print(f"{name}: {ours:.3f} s against {theirs:.3f} s, {theirs / ours:.1f} times as fast{near}", flush=True)
+def report(name: str, ours: Timing, theirs: Timing, quality: float | None = None) -> None:
+    near = "" if quality is None else f"; results {quality:.1f} dB apart"
+    print(
+        f"{name}: {1e3 * ours.processor:.1f} ms against {1e3 * theirs.processor:.1f} ms of processor, "
+        f"{theirs.processor / ours.processor:.1f} times as fast ({1e3 * ours.wall:.1f} and {1e3 * theirs.wall:.1f} ms "
+        f"by the clock, {theirs.wall / ours.wall:.1f}){near}",
+        flush=True,
+    )
 
 
 def peak_memory() -> int:
@@ -145,73 +183,75 @@ def compare_plenpy(pixels: torch.Tensor, python: str) -> None:
         np.save(f"{folder}/weights.npy", aperture_weights(*pixels.shape[1:3], shape="square").numpy())
         np.save(source, pixels[:, :, :, 0].permute(1, 2, 3, 4, 0).numpy())
         for disparity in (WHOLE, PART):
-            ours, mine = best_of(3, lambda d=disparity: refocus(pixels[:, :, :, :1], d, shape="square"))
+            one = pixels[:, :, :, :1]
+            (ours,) = in_turns(5, lambda one=one, d=disparity: refocus(one, d, shape="square"))
             command = [python, "-c", PLENPY, source, str(disparity), target, f"{folder}/weights.npy"]
             said = subprocess.run(command, capture_output=True, text=True)
             if said.returncode:
                 print(f"plenpy: not measured, {said.stderr.strip().splitlines()[-1]}")
                 return
-            theirs = float(said.stdout.split("seconds")[-1])
+            theirs = Timing(*(float(word) for word in said.stdout.split("seconds")[-1].split()), None)
             picture = np.rint(np.clip(np.load(target), 0, 1) * 255).astype(np.uint8).transpose(2, 0, 1)
-            report(
-                f"refocusing one frame by {disparity:g} against plenpy",
-                ours,
-                theirs,
-                psnr(mine[:, 0].numpy(), picture),
-            )
+            quality = psnr(ours.result[:, 0].numpy(), picture)
+            report(f"refocusing one frame by {disparity:g} against plenpy", ours, theirs, quality)
 
 
 def compare_refocus(pixels: torch.Tensor) -> None:
-    weights = aperture_weights(*pixels.shape[1:3], shape="square").numpy()
-    ours, mine = best_of(5, lambda: refocus(pixels, WHOLE, shape="square"))
-    theirs, plain = best_of(5, lambda: numpy_refocus(pixels.numpy(), int(WHOLE), weights))
-    report("refocusing by whole pixels against numpy slices", ours, theirs, psnr(mine.numpy(), plain))
+    weights, array = aperture_weights(*pixels.shape[1:3], shape="square").numpy(), pixels.numpy()
+    ours, slices, rolled = in_turns(
+        5,
+        lambda: refocus(pixels, WHOLE, shape="square"),
+        lambda: numpy_refocus(array, int(WHOLE), weights),
+        lambda: rolled_refocus(array, int(WHOLE), weights),
+    )
+    for name, theirs in (("numpy slices", slices), ("np.roll", rolled)):
+        quality = psnr(ours.result.numpy(), theirs.result)
+        report(f"refocusing by whole pixels against {name}", ours, theirs, quality)
     few = pixels[:, :, :, :1].contiguous()
-    ours, mine = best_of(5, lambda: refocus(few, PART, shape="square"))
-    theirs, plain = best_of(1, lambda: scipy_refocus(few.numpy(), PART, weights))
-    report("refocusing one frame by parts of pixels against scipy", ours, theirs, psnr(mine.numpy(), plain))
+    (ours,) = in_turns(5, lambda: refocus(few, PART, shape="square"))
+    (theirs,) = in_turns(1, lambda: scipy_refocus(few.numpy(), PART, weights))
+    quality = psnr(ours.result.numpy(), theirs.result)
+    report("refocusing one frame by parts of pixels against scipy", ours, theirs, quality)
 
 
 def compare_interpolation(pixels: torch.Tensor) -> None:
     moment = as_float(pixels[:, 3:6, 3:6, 0])
     views = Interpolator(moment, 3.0)
-    start = time.perf_counter()
-    views.view(0.5, 0.5)
-    first = time.perf_counter() - start
-    ours, mine = best_of(3, lambda: views.view(0.5, 0.5))
+    (first,) = in_turns(1, lambda: views.view(0.5, 0.5))
     disparity = views.disparity_at(0.5, 0.5).numpy()
     y, x = np.mgrid[: disparity.shape[0], : disparity.shape[1]].astype(np.float32)
     sources = [(0, 0), (0, 1), (1, 0), (1, 1)]
     pictures = torch.stack([moment[:, r, c] for r, c in sources]).numpy()
     rows = np.stack([y - disparity * (r - 0.5) for r, _ in sources])
     cols = np.stack([x - disparity * (c - 0.5) for _, c in sources])
-    theirs, warped = best_of(2, lambda: scipy_warp(pictures, rows, cols).mean(axis=0))
+    ours, theirs = in_turns(3, lambda: views.view(0.5, 0.5), lambda: scipy_warp(pictures, rows, cols).mean(axis=0))
     report("a view between four cameras, what hides what included, against scipy's cubic warps alone", ours, theirs)
-    print(f"  (with the search for the disparity of four cameras, once a moment: {first:.3f} s)")
+    print(f"  (with the search for the disparity of four cameras, once a moment: {1e3 * first.processor:.0f} ms)")
     tensors = [torch.from_numpy(part) for part in (pictures, rows, cols)]
-    ours, mine = best_of(5, lambda: sampled(*tensors))
-    theirs, warped = best_of(3, lambda: scipy_warp(pictures, rows, cols, order=1))
-    both = [((part + 1) * 127.5).round().astype(np.uint8) for part in (mine.numpy(), warped)]
+    ours, theirs = in_turns(5, lambda: sampled(*tensors), lambda: scipy_warp(pictures, rows, cols, order=1))
+    both = [((part + 1) * 127.5).round().astype(np.uint8) for part in (ours.result.numpy(), theirs.result)]
     report("the same warp of four pictures, linear, against scipy", ours, theirs, psnr(*both))
 
 
 def compare_quilts(pixels: torch.Tensor) -> None:
-    row = pixels[:, 4]
-    ours, mine = best_of(5, lambda: assemble_quilt(row, 3, 3))
+    row = pixels[:, 4, :9]
+    flat = row.contiguous().flatten()
 
     def slices() -> np.ndarray:
         array = row.numpy()
-        _, count, frames, height, width = array.shape
+        _, _, frames, height, width = array.shape
         sheet = np.zeros((3, frames, 3 * height, 3 * width), dtype=np.uint8)
-        for view in range(count):
+        for view in range(9):
             top, left = (2 - view // 3) * height, view % 3 * width
             sheet[:, :, top : top + height, left : left + width] = array[:, view]
         return sheet
 
-    theirs, plain = best_of(5, slices)
-    report("a quilt of 3x3 views that are there against numpy slices", ours, theirs, psnr(mine.numpy(), plain))
+    ours, theirs, plain = in_turns(7, lambda: assemble_quilt(row, 3, 3), slices, flat.clone)
+    quality = psnr(ours.result.numpy(), theirs.result)
+    report("a quilt of 3x3 views that are there against numpy slices", ours, theirs, quality)
+    report("  against a plain copy of as many bytes (nothing can be faster)", ours, plain)
     one = pixels[:, 3:6, :, :1]
-    ours, _ = best_of(1, lambda: quilt(one, columns=9, rows=5, report=False, max_disparity=3.0))
+    (ours,) = in_turns(1, lambda: quilt(one, columns=9, rows=5, report=False, max_disparity=3.0))
     views = Interpolator(as_float(one[:, :, :, 0]), 3.0)
     places = quilt_places(45, one.shape[2])
     y, x = np.mgrid[: one.shape[-2], : one.shape[-1]].astype(np.float32)
@@ -224,7 +264,7 @@ def compare_quilts(pixels: torch.Tensor) -> None:
             columns = np.stack([x - disparity * (side - place) for side in sides])
             scipy_warp(pictures, np.stack([y] * len(sides)), columns)
 
-    theirs, _ = best_of(1, warps)
+    (theirs,) = in_turns(1, warps)
     report(
         "a quilt of 45 views between 9 cameras, one frame, search included, against scipy's warps alone", ours, theirs
     )
@@ -235,15 +275,16 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=9, help="rows and columns of views")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; numpy and scipy have one")
     parser.add_argument("--plenpy", help="a Python that has plenpy and scipy below 1.14, whose interp2d it needs")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     if arguments.memory:
         measure_memory(json.loads(arguments.memory))
         return
     pixels = light_field(arguments.views, arguments.frames, arguments.size)
-    print(f"{tuple(pixels.shape)}, {pixels.numel() / 2**20:.0f} MiB, one thread", flush=True)
+    print(f"{tuple(pixels.shape)}, {pixels.numel() / 2**20:.0f} MiB, {arguments.threads} thread(s)", flush=True)
     compare_refocus(pixels)
     if arguments.plenpy:
         compare_plenpy(pixels, arguments.plenpy)
