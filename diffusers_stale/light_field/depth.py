@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from diffusers_stale.axes import displaced, view_coordinates
 from diffusers_stale.light_field.container import LightField
@@ -94,8 +95,8 @@ def depth_map(
 
 
 def smooth_disparity(depth: Depth) -> torch.Tensor:
-    """Disparity without gaps, in pixels per neighbouring view, shape `(frames, height, width)`."""
-    return torch.stack([_filled(*pair) for pair in zip(depth.disparity, depth.confidence, strict=True)])
+    """Disparity without gaps and single mistakes, in pixels per neighbouring view, shape `(frames, height, width)`."""
+    return torch.stack([_median(_filled(*pair)) for pair in zip(depth.disparity, depth.confidence, strict=True)])
 
 
 def _depth_of(moment: torch.Tensor, shears: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,3 +162,9 @@ def _filled(disparity: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
         total, weight = total + WIDER * box_mean(total, side), weight + WIDER * box_mean(weight, side)
         side = 2 * side + 1
     return total / weight
+
+
+def _median(disparity: torch.Tensor) -> torch.Tensor:
+    """Of the window about each pixel; beyond the edges they are repeated."""
+    padded = F.pad(disparity[None, None], (WINDOW // 2,) * 4, mode="replicate")[0, 0]
+    return padded.unfold(0, WINDOW, 1).unfold(1, WINDOW, 1).flatten(2).median(dim=-1).values

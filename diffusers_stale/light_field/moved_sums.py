@@ -59,19 +59,18 @@ def moved_sum_of_bytes(
         for c, weight in enumerate(row):
             if weight and abs(down[r]) < height and abs(right[c]) < width:
                 of_weight.setdefault(weight, []).append((r, c))
+    planes = [row.unbind(1) for row in views.unbind(1)]
+    lines, columns = ([_overlap(size, shift) for shift in shifts] for size, shifts in ((height, down), (width, right)))
     total = torch.zeros(channels, height, width, device=views.device)
     wide, added = (torch.empty(total.shape, dtype=torch.int16, device=views.device) for _ in range(2))
     for weight, places in of_weight.items():
         for first in range(0, len(places), MOST_BYTES):
             added.zero_()
             for r, c in places[first : first + MOST_BYTES]:
-                wide.copy_(views[:, r, c])
-                (to_row, from_row, rows), (to_col, from_col, cols) = (
-                    _overlap(height, down[r]),
-                    _overlap(width, right[c]),
-                )
-                moved = wide.narrow(-2, from_row, rows).narrow(-1, from_col, cols)
-                added.narrow(-2, to_row, rows).narrow(-1, to_col, cols).add_(moved)
+                (to_row, from_row, rows), (to_col, from_col, cols) = lines[r], columns[c]
+                wide.copy_(planes[r][c])
+                moved = wide.narrow(1, from_row, rows).narrow(2, from_col, cols)
+                added.narrow(1, to_row, rows).narrow(2, to_col, cols).add_(moved)
             total.add_(added, alpha=weight)
     return total
 
