@@ -46,14 +46,12 @@ OPTIONS: dict[str, dict[str, object]] = {
 """What differs from what a projection or display does by itself."""
 
 COMMANDS = {
-    "refocus": "project MOVIE --to refocus --focus 0.9",
-    "see-through": "project MOVIE --to see-through --focus -0.5",
     "maximum": "project MOVIE --to maximum --axis frames",
     "mean": "project MOVIE --to mean --axis views",
     "quilt": "display MOVIE --for quilt --tiles 5x3",
     "lenticular": "display MOVIE --for lenticular --views 4",
 }
-"""How to make it, where that is not `project MOVIE --to NAME` or `display MOVIE --for NAME`."""
+"""How to make it, where that is not `project MOVIE --to NAME` or `display MOVIE --for NAME` and has no focus."""
 
 WORDS = {
     "views": "The grid of cameras, at one moment.",
@@ -111,6 +109,9 @@ def main() -> None:
     movie = barnyard()
     near, far = float(movie.disparity.max()) * SPACING, float(movie.disparity.min()) * SPACING
     options = {**OPTIONS, "refocus": {**OPTIONS["refocus"], "focus": near}, "see-through": {"focus": far}}
+    focused = {"refocus": near, "see-through": far}
+    commands = {name: f"project MOVIE --to {name} --focus {plane:.2f}" for name, plane in focused.items()}
+    commands |= COMMANDS
     lines = [
         "# Gallery",
         "",
@@ -131,7 +132,7 @@ def main() -> None:
                 "",
                 f"{said} {WORDS.get(name, '')}".strip(),
                 "",
-                f"`stale-diffusion {COMMANDS.get(name, f'{command} {name}')}`",
+                f"`stale-diffusion {commands.get(name, f'{command} {name}')}`",
                 "",
                 f"![{name}](gallery/{name}.webp)",
                 "",
