@@ -55,6 +55,10 @@ ROUGHNESS = 5e-5
 ROUGHNESS_DECAY = (10, 0.1)
 """From so many steps on, `ROUGHNESS` counts less by so many powers of ten with each, lest it limit the order."""
 
+FRESH_VARIANCE = 5e-5
+"""Variance, at a noise-to-signal ratio of 1, of errors that are followed along paths (`FreshErrors`): what was
+measured on a small epsilon network, where they changed within a 200th of entropic time."""
+
 PATH_STEPS_PER_E = 12
 """Runge-Kutta steps of exact paths for each factor e of the noise-to-signal ratio."""
 
@@ -260,6 +264,29 @@ def wandering_errors(share: float) -> WanderingErrors:
     return WanderingErrors(scales, modes, share / (1.0 + modes**2) / len(modes))
 
 
+class FreshErrors:
+    """What has become of errors that are new in each evaluation, in a network for N(0, 1) besides: no error, no path.
+
+    One kind for each evaluation, whose clean prediction is off by `deviations` there and right everywhere else. A
+    weight beyond 1 amplifies it, and later weights can take that back.
+    """
+
+    def __init__(self, deviations: np.ndarray):
+        self.deviations = deviations
+        self.path = np.zeros(len(deviations))
+        self.predictions: list[np.ndarray] = []
+
+    def predict(self, alpha: float, sigma: float) -> None:
+        """Takes the clean prediction at the next noise level, `(kinds,)`, to those known."""
+        wrong = alpha * self.path / (alpha**2 + sigma**2)
+        wrong[len(self.predictions)] += self.deviations[len(self.predictions)]
+        self.predictions.insert(0, wrong)
+
+    def known(self, most: int) -> np.ndarray:
+        """The `most` newest clean predictions, `(kinds, predictions)`."""
+        return np.stack(self.predictions[:most], axis=1)
+
+
 def ridge_of(steps: int) -> float:
     """Of the least-squares fit of stale weights: few steps need more of it."""
     return max(10.0 ** (-4.655 - 0.088 * (steps - 5)), 10.0**-9.0)
@@ -284,7 +311,7 @@ def entropic_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | No
     if max_stale is None:
         max_stale = MOST_STALE
     levels, roughness = (tuple(alphas.tolist()), tuple(sigmas.tolist())), roughness_of(len(alphas) - 1)
-    return list(_fitted_weights(*levels, max_stale, PAIR_SHARE, WANDERING_SHARE, roughness))
+    return list(_fitted_weights(*levels, max_stale, PAIR_SHARE, WANDERING_SHARE, roughness, FRESH_VARIANCE))
 
 
 def gaussian_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
@@ -292,13 +319,13 @@ def gaussian_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | No
     do."""
     if max_stale is None:
         max_stale = MOST_STALE
-    return list(_fitted_weights(tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, 0.0, 0.0, 0.0))
+    return list(_fitted_weights(tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, 0.0, 0.0, 0.0, 0.0))
 
 
 @lru_cache(maxsize=64)
 def _fitted_weights(
     alphas: tuple[float, ...], sigmas: tuple[float, ...], max_stale: int, pair_share: float, wandering: float,
-    roughness: float,
+    roughness: float, fresh_variance: float,
 ) -> tuple[np.ndarray, ...]:  # fmt: skip
     prior, network, angles = stale_prior(pair_share), wandering_errors(wandering), np.arctan2(sigmas, alphas)
     errors = network.errors(angles, float(angles[0]))
@@ -306,37 +333,44 @@ def _fitted_weights(
     exact = np.concatenate([prior.paths(angles), network.paths(angles)], axis=1) * np.hypot(alphas, sigmas)[:, None]
     share, kinds = np.concatenate([prior.share, network.share]), len(prior.share)
     ridge, rough = ridge_of(len(alphas) - 1), roughness * _capped_ratio(angles) ** 2
+    fresh = FreshErrors(np.sqrt(fresh_variance) * _capped_ratio(angles[:-1]))
     path, predictions, weights = exact[0], [], []
     for index in range(len(alphas) - 1):
         alpha, sigma = alphas[index], sigmas[index]
         next_alpha, next_sigma = alphas[index + 1], sigmas[index + 1]
         wrong = network.clean(path[kinds:], alpha, sigma, errors[index])
         predictions.insert(0, np.concatenate([prior.clean(path[:kinds], alpha, sigma), wrong]))
+        fresh.predict(alpha, sigma)
         shrink = next_sigma / sigma
         gain = next_alpha - alpha * shrink
         wanted = (exact[index + 1] - shrink * path) / gain
         known = np.stack(predictions[: max_stale + 1], axis=1)
         deviation = np.concatenate([data.deviation(next_alpha, next_sigma) for data in (prior, network)])
         importance = gain / deviation * np.sqrt(share)
-        fitted = _stale_fit(known, wanted, importance, ridge, rough[index::-1][: known.shape[1]], kinds)
+        total = (importance[:kinds] ** 2).sum()
+        amplified = fresh.known(max_stale + 1)
+        every = np.concatenate([importance, np.full(len(amplified), np.sqrt(total))])[:, None]
+        fitted = _stale_fit(
+            every * np.concatenate([known, amplified]),
+            every[:, 0] * np.concatenate([wanted, -shrink * fresh.path / gain]),
+            total * ridge,
+            total * rough[index::-1][: known.shape[1]],
+        )
         weights.append(np.concatenate([[1.0 - fitted.sum()], fitted]))
         path = shrink * path + gain * (known @ weights[-1])
+        fresh.path = shrink * fresh.path + gain * (amplified @ weights[-1])
     return tuple(weights)
 
 
-def _stale_fit(
-    known: np.ndarray, wanted: np.ndarray, importance: np.ndarray, ridge: float, rough: np.ndarray, kinds: int
-) -> np.ndarray:
+def _stale_fit(known: np.ndarray, wanted: np.ndarray, ridge: float, rough: np.ndarray) -> np.ndarray:
     """Weights of all columns of `known`, `(kinds, predictions)`, but the first, whose weight is what is left to 1.
 
     Least squares of `wanted`; `rough` is the variance of an error of each prediction that it shares with no other, and
-    `ridge` that of the older ones besides. Both are relative to the importance of the first `kinds`.
+    `ridge` that of the older ones besides.
     """
-    older = (known[:, 1:] - known[:, :1]) * importance[:, None]
-    missing = (wanted - known[:, 0]) * importance
-    total = (importance[:kinds] ** 2).sum()
-    normal = older.T @ older + total * (np.diag(rough[1:] + ridge) + rough[0])
-    return np.linalg.solve(normal, older.T @ missing + total * rough[0])
+    older, missing = known[:, 1:] - known[:, :1], wanted - known[:, 0]
+    normal = older.T @ older + np.diag(rough[1:] + ridge) + rough[0]
+    return np.linalg.solve(normal, older.T @ missing + rough[0])
 
 
 def multistep_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None = 1) -> list[np.ndarray]:

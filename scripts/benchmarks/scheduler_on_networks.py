@@ -1,10 +1,12 @@
 """StaleScheduler against diffusers' schedulers on trained networks, and what a step costs.
 
     python scripts/benchmarks/scheduler_on_networks.py --networks barnyard-2d flow --steps 5 10 20
+    python scripts/benchmarks/scheduler_on_networks.py --networks barnyard-5d --grid 2 2 2 --samples 2 --noises 4
     python scripts/benchmarks/scheduler_on_networks.py --step-time
 
-Networks: the default checkpoint, guided, as pictures (`barnyard-2d`) and as movies (`barnyard-5d`), and two small
-UNets of diffusers trained on the spot on renderings of 16 x 16 (`epsilon`, `flow`), four times as many samples.
+Networks: the default checkpoint, with each `--guidance`, as pictures (`barnyard-2d`) and as movies of a `--grid`
+(`barnyard-5d`), and two small UNets of diffusers trained on the spot on renderings of 16 x 16 (`epsilon`, `flow`),
+four times as many samples.
 Error: root mean square distance of endpoints from those of a reference trajectory of DPM-Solver++ 2M in 200 steps from
 the same noise, relative to the deviation of endpoints; over samples again the root mean square, and the geometric mean
 ("typical"). "best" is the best of `RIVALS` for each number of steps. Calibration sees other noises, and other prompts.
@@ -52,7 +54,7 @@ RIVALS = (
 """The configurations of `stock_configurations` that win somewhere on exact problems, and what users have."""
 
 REFERENCE_STEPS = 200
-PROMPT_SEED = 4_000_037
+PROMPT_SEED, CALIBRATION_SEED = 4_000_037, 1_000_003
 
 
 def walk(network: Network, scheduler: object, noise: torch.Tensor, steps: int) -> torch.Tensor:
@@ -111,44 +113,48 @@ def compare(
 
 
 def with_plain(process: str, fitted: StaleScheduler, max_stale: list[int]) -> dict[str, StaleScheduler]:
-    """What is compared: the uncalibrated form, as it is and with fewer stale outputs, and the calibrated one."""
+    """What is compared: the uncalibrated form, as it is and with fewer stale outputs, and any calibrated one."""
     options = our_options(process)
     fewer = {f"at most {count} stale": StaleScheduler(**options, max_stale=count) for count in max_stale}
-    return {"uncalibrated": StaleScheduler(**options)} | fewer | {"calibrated": fitted}
+    calibrated = {} if fitted.calibration is None else {"calibrated": fitted}
+    return {"uncalibrated": StaleScheduler(**options)} | fewer | calibrated
 
 
 def barnyard(
-    frames: int, views: int, guidance: float, steps: list[int], samples: int, noises: int, max_stale: list[int]
-) -> None:
+    grid: tuple[int, int, int], guidance: float, steps: list[int], samples: int, noises: int, max_stale: list[int],
+    seed: int,
+) -> None:  # fmt: skip
+    """The default checkpoint on a `grid` of view rows, view columns and frames."""
     pipeline = load_pipeline("barnyard", torch.float32, torch.device("cpu"))
-    sentences = [caption_of(sample_scene(PROMPT_SEED, index), PROMPT_SEED, index) for index in range(64)]
-    settings = CalibrationSettings(
-        num_inference_steps=tuple(steps), guidance_scale=guidance, view_rows=views, view_cols=views, num_frames=frames,
-        noises=noises, held_out=max(noises // 2, 1), teacher_steps=64,
-    )  # fmt: skip
+    prompt_seed = PROMPT_SEED + seed
+    sentences = [caption_of(sample_scene(prompt_seed, index), prompt_seed, index) for index in range(64)]
+    rows, cols, frames = grid
     pipeline.scheduler = StaleScheduler(**our_options("zsnr"))
-    calibrate_pipeline(pipeline, sentences[samples:], settings)
+    if noises:
+        settings = CalibrationSettings(
+            num_inference_steps=tuple(steps), guidance_scale=guidance, view_rows=rows, view_cols=cols,
+            num_frames=frames, noises=noises, held_out=noises // 2, teacher_steps=64, seed=seed,
+        )  # fmt: skip
+        calibrate_pipeline(pipeline, sentences[samples:], settings)
     fitted = pipeline.scheduler
     told, negative = pipeline.encode_prompt(sentences[:samples], torch.device("cpu"), 1, guidance != 1.0)
     texts = told if negative is None else torch.cat([negative, told])
     size = pipeline.unet.config.sample_size
     channels = pipeline.vae.config.latent_channels
-    noise = torch.randn(
-        samples, channels, views, views, frames, size, size, generator=torch.Generator().manual_seed(9)
-    )
+    noise = torch.randn(samples, channels, *grid, size, size, generator=torch.Generator().manual_seed(9 + seed))
     pipeline._guidance_scale = guidance
 
     def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return pipeline.predict(sample, timestep, texts, {}, 0.0)
 
-    name = f"{'2d' if frames * views == 1 else '5d'} guided {guidance:g}"
+    name = f"{'x'.join(map(str, grid))} guided {guidance:g}"
     compare(name, "zsnr", network, noise, steps, with_plain("zsnr", fitted, max_stale))
 
 
 def small_unet(
-    kind: str, seconds: float, steps: list[int], samples: int, noises: int, max_stale: list[int], seed: int
+    kind: str, updates: int, steps: list[int], samples: int, noises: int, max_stale: list[int], seed: int
 ) -> None:
-    """A UNet of diffusers on renderings of 16 x 16, trained for `seconds` of processor time; its averaged weights."""
+    """A UNet of diffusers on renderings of 16 x 16, trained for so many `updates`; its averaged weights."""
     process = "flow" if kind == "flow" else "sd"
     pictures = torch.stack(
         [render_scene(sample_scene(5 + seed, index), 1, 1, 1, 16, 16).pixels[:, 0, 0, 0] for index in range(2000)]
@@ -160,9 +166,8 @@ def small_unet(
     )  # fmt: skip
     scheduler, optimizer = StaleScheduler(**our_options(process)), torch.optim.AdamW(model.parameters(), 1e-3)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    began = time.process_time()
-    while (spent := time.process_time() - began) < seconds:
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1.0 - spent / seconds)
+    for update in range(updates):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1.0 - update / updates)
         clean = pictures[torch.randint(len(pictures), (32,))]
         noise, timesteps = torch.randn_like(clean), scheduler.sample_training_timesteps(32)
         prediction = model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample
@@ -176,11 +181,10 @@ def small_unet(
     def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return averaged(sample, timestep).sample
 
-    noise = torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(9))
-    scheduler.calibrate(
-        network, (3, 16, 16), steps, torch.Generator().manual_seed(1), noises=noises, held_out=max(noises // 2, 1),
-        batch_size=64,
-    )  # fmt: skip
+    noise = torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(9 + seed))
+    generator = torch.Generator().manual_seed(CALIBRATION_SEED + seed)
+    if noises:
+        scheduler.calibrate(network, (3, 16, 16), steps, generator, noises=noises, held_out=noises // 2, batch_size=64)
     compare(f"small {kind}", process, network, noise, steps, with_plain(process, scheduler, max_stale))
 
 
@@ -219,11 +223,12 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=names, choices=names)
     parser.add_argument("--steps", nargs="+", type=int, default=[5, 8, 10, 15, 20])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 5.0])
+    parser.add_argument("--grid", nargs=3, type=int, default=[3, 3, 4], help="view rows, view columns, frames")
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--noises", type=int, default=16, help="to calibrate on; half as many more are held out")
-    parser.add_argument("--seconds", type=float, default=90.0, help="of training of each small UNet")
+    parser.add_argument("--noises", type=int, default=16, help="to calibrate on, and half as many held out; 0: do not")
+    parser.add_argument("--updates", type=int, default=600, help="of each small UNet in training")
     parser.add_argument("--max-stale", nargs="*", type=int, default=[], help="also uncalibrated, with at most so many")
-    parser.add_argument("--seed", type=int, default=0, help="of the small UNets and of what they are trained on")
+    parser.add_argument("--seed", type=int, default=0, help="of small UNets, what they learn from, prompts and noises")
     parser.add_argument("--step-time", action="store_true", help="time steps, and nothing else")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -235,13 +240,13 @@ def main() -> None:
     with torch.no_grad():
         for network in arguments.networks:
             for guidance in arguments.guidance if network.startswith("barnyard") else ():
-                frames, views = (1, 1) if network == "barnyard-2d" else (4, 2)
-                sizes = (arguments.samples, arguments.noises, arguments.max_stale)
-                barnyard(frames, views, guidance, arguments.steps, *sizes)
+                grid = (1, 1, 1) if network == "barnyard-2d" else tuple(arguments.grid)
+                sizes = (arguments.samples, arguments.noises, arguments.max_stale, arguments.seed)
+                barnyard(grid, guidance, arguments.steps, *sizes)
     for network in arguments.networks:
         if not network.startswith("barnyard"):
             sizes = (4 * arguments.samples, 2 * arguments.noises, arguments.max_stale, arguments.seed)
-            small_unet(network, arguments.seconds, arguments.steps, *sizes)
+            small_unet(network, arguments.updates, arguments.steps, *sizes)
 
 
 if __name__ == "__main__":
