@@ -17,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
 from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_angles, entropic_clock, equal_steps
+from diffusers_stale.robust_fit import FOLDS, robust_fit
 
 
 if TYPE_CHECKING:
@@ -31,15 +32,8 @@ Model = Callable[..., torch.Tensor]
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the distance that clean predictions travel, the rest being entropic time; held-out noise chooses."""
 
-RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
-"""Of the fit of weights, relative to the mean square of what is combined; noise left out in turn chooses."""
-
 TEACHER_STALE = 2
 """Stale outputs of the teacher: its many steps need no more, and more would carry on what is rough in a network."""
-
-FOLDS = 4
-REWEIGHTINGS = 3
-"""Rounds of the robust fit, in which noises count by the inverse of what they miss."""
 
 SAMPLE_SCALE = 0.3
 """Of the sample among what is combined: below 1, so that the ridge prefers clean predictions."""
@@ -196,16 +190,17 @@ def _calibrate(
         entries, scores = {}, np.zeros(len(BLENDS))
         for steps in num_inference_steps:
             students = [_fit(scheduler, network, teacher, teacher.angles_of(steps, share), noises) for share in BLENDS]
-            errors = [teacher.error(ends[noises:], slice(noises, None)) for _, _, _, ends in students]
+            students.append(_uncalibrated(scheduler, network, teacher, steps, noises))
+            errors = [teacher.error(ends[-held_out:], slice(noises, None)) for _, _, _, ends in students]
             best = int(np.argmin(errors))
-            scores += np.log(errors)
+            scores += np.log(errors[:-1])
             timesteps, weights, sample_weights, _ = students[best]
             entries[str(steps)] = {
                 "timesteps": timesteps,
                 "weights": weights,
                 "sample_weights": sample_weights,
                 "error": errors[best],
-                "uncalibrated_error": _uncalibrated_error(scheduler, network, teacher, steps, noises),
+                "uncalibrated_error": errors[-1],
             }
     return teacher.clock(BLENDS[int(np.argmin(scores))]), {"entries": entries}
 
@@ -325,13 +320,14 @@ def _walk(scheduler: "StaleScheduler", network: _Batched, sample: torch.Tensor, 
         yield sample, clean
 
 
-def _uncalibrated_error(
+def _uncalibrated(
     scheduler: "StaleScheduler", network: _Batched, teacher: _Teacher, steps: int, noises: int
-) -> float:
-    states = [
-        state for state, _ in _walk(scheduler, network, teacher.noise[noises:], scheduler.uncalibrated_plan(steps))
-    ]
-    return teacher.error(states[-1], slice(noises, None))
+) -> tuple[list[float], list[list[float]], list[float], torch.Tensor]:
+    """What `_fit` returns, for steps and weights without a calibration, but ends of held-out noise only."""
+    plan = scheduler.uncalibrated_plan(steps)
+    states = [state for state, _ in _walk(scheduler, network, teacher.noise[noises:], plan)]
+    weights = [[float(weight) for weight in part] for part in plan.weights]
+    return [float(time) for time in plan.timesteps], weights, [0.0] * steps, states[-1]
 
 
 def _fit(
@@ -352,48 +348,11 @@ def _fit(
         scale = SAMPLE_SCALE * (after if after > 0.0 else 1.0)
         combined = [*[gain * past for past in stale], scale * sample]
         wanted = teacher.state(float(np.append(angles, 0.0)[index + 1])) - usual
-        correction = _robust_fit([part[:noises] for part in combined], wanted[:noises])
+        correction = robust_fit([part[:noises] for part in combined], wanted[:noises])
         sample = usual + sum(float(factor) * part for factor, part in zip(correction, combined, strict=True))
         weights.append([float(a + b) for a, b in zip(given, correction[:-1], strict=True)])
         sample_weights.append(float(correction[-1] * scale))
     return [float(time) for time in plan.timesteps], weights, sample_weights, sample
-
-
-def _robust_fit(combined: list[torch.Tensor], wanted: torch.Tensor) -> np.ndarray:
-    """Factors of `combined` (each `(noises, ...)`) that make `wanted`, or zeros where nothing is foreseen.
-
-    Ridge regression in which noises count by the inverse of what they miss; the ridge is the one that foretells noises
-    left out best. All from each noise's products, so that samples are read once.
-    """
-    stacked = torch.stack([part.flatten(1) for part in combined], dim=1).double()
-    target = wanted.flatten(1).double()
-    products = (stacked @ stacked.transpose(1, 2)).cpu().numpy() / target.shape[1]
-    towards = (stacked @ target[:, :, None])[:, :, 0].cpu().numpy() / target.shape[1]
-    squares = target.square().mean(dim=1).cpu().numpy()
-    level = np.trace(products.mean(axis=0)) / products.shape[1]
-    number = np.arange(len(squares))
-
-    def missed(factors: np.ndarray, which: np.ndarray) -> np.ndarray:
-        quadratic = np.einsum("i,nij,j->n", factors, products[which], factors)
-        return np.maximum(squares[which] - 2.0 * towards[which] @ factors + quadratic, 0.0)
-
-    def solve(which: np.ndarray, ridge: float) -> np.ndarray:
-        counts = np.full(len(which), 1.0 / len(which))
-        for _ in range(REWEIGHTINGS):
-            normal = np.einsum("n,nij->ij", counts, products[which]) + ridge * level * np.eye(products.shape[1])
-            factors = np.linalg.solve(normal, counts @ towards[which])
-            distances = np.sqrt(missed(factors, which))
-            counts = 1.0 / np.maximum(distances, 0.5 * np.median(distances) + 1e-12)
-            counts = counts / counts.sum()
-        return factors
-
-    def foretold(ridge: float) -> float:
-        folds = [number[fold::FOLDS] for fold in range(FOLDS)]
-        return sum(missed(solve(np.setdiff1d(number, fold), ridge), fold).sum() for fold in folds if len(fold))
-
-    scores = [foretold(ridge) for ridge in RIDGES]
-    best = int(np.argmin(scores))
-    return solve(number, RIDGES[best]) if scores[best] < squares.sum() else np.zeros(len(combined))
 
 
 class CalibrationMixin:

@@ -59,6 +59,9 @@ FRESH_VARIANCE = 5e-5
 """Variance, at a noise-to-signal ratio of 1, of errors that are followed along paths (`FreshErrors`): what was
 measured on a small epsilon network, where they changed within a 200th of entropic time."""
 
+FRESH_DECAY = (20, 0.05)
+"""As `ROUGHNESS_DECAY`, of `FRESH_VARIANCE`."""
+
 PATH_STEPS_PER_E = 12
 """Runge-Kutta steps of exact paths for each factor e of the noise-to-signal ratio."""
 
@@ -292,10 +295,10 @@ def ridge_of(steps: int) -> float:
     return max(10.0 ** (-4.655 - 0.088 * (steps - 5)), 10.0**-9.0)
 
 
-def roughness_of(steps: int) -> float:
-    """`ROUGHNESS`, as it counts in a run of so many steps."""
-    first, power = ROUGHNESS_DECAY
-    return ROUGHNESS * 10.0 ** (-power * max(steps - first, 0))
+def fading(steps: int, decay: tuple[int, float]) -> float:
+    """What is left of an error's variance in a run of so many steps, by `ROUGHNESS_DECAY` or `FRESH_DECAY`: 0 to 1."""
+    first, power = decay
+    return 10.0 ** (-power * max(steps - first, 0))
 
 
 def entropic_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
@@ -306,12 +309,14 @@ def entropic_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | No
     the prior, each error relative to the deviation of samples, with a little ridge that keeps the newest prediction's
     weight near 1. The network's own errors count, too: those that wander with the noise level (`WanderingErrors`), and
     those that are new in each evaluation, which large weights would amplify, most of all where guidance multiplies
-    them. No network is evaluated and nothing is stored.
+    them. The latter count twice: what they do to the next sample (`ROUGHNESS`), and what has become of all of them so
+    far (`FreshErrors`). No network is evaluated and nothing is stored.
     """
     if max_stale is None:
         max_stale = MOST_STALE
-    levels, roughness = (tuple(alphas.tolist()), tuple(sigmas.tolist())), roughness_of(len(alphas) - 1)
-    return list(_fitted_weights(*levels, max_stale, PAIR_SHARE, WANDERING_SHARE, roughness, FRESH_VARIANCE))
+    steps, levels = len(alphas) - 1, (tuple(alphas.tolist()), tuple(sigmas.tolist()))
+    variances = ROUGHNESS * fading(steps, ROUGHNESS_DECAY), FRESH_VARIANCE * fading(steps, FRESH_DECAY)
+    return list(_fitted_weights(*levels, max_stale, PAIR_SHARE, WANDERING_SHARE, *variances))
 
 
 def gaussian_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:

@@ -48,6 +48,7 @@ ROOM_OF_MODULE = {
     "calibration": "scheduling_stale",
     "entropic_steps": "scheduling_stale",
     "noise_levels": "scheduling_stale",
+    "robust_fit": "scheduling_stale",
     "training_noise": "scheduling_stale",
     "chunking": "unet",
     "recomputation": "unet",

@@ -70,6 +70,23 @@ def test_a_calibrated_run_ends_nearer_to_the_exact_path_on_noise_never_seen(kind
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.6
 
 
+def test_what_the_fit_does_not_better_stays_uncalibrated():
+    """A linear network that no weights but the usual ones would serve: fitted on noise of a network gone wild."""
+    scheduler = StaleScheduler(prediction_type="sample")
+    calls = torch.Generator().manual_seed(1)
+
+    def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        wild = torch.randn(sample.shape, generator=calls)
+        wild[-6:] = 0.0  # (held out)
+        return 0.3 * sample + 10.0 * wild
+
+    scheduler.calibrate(network, (4,), STEPS, torch.Generator().manual_seed(0), **QUICK)
+    for steps, entry in scheduler.calibration.entries.items():
+        assert entry.error == entry.uncalibrated_error
+        assert entry.timesteps == pytest.approx(scheduler.uncalibrated_plan(steps).timesteps)
+        assert not any(entry.sample_weights)
+
+
 def test_the_cost_is_what_was_said():
     scheduler, network = calibrated()
     assert network.asked == cost(STEPS, QUICK["noises"], QUICK["held_out"], QUICK["teacher_steps"])
