@@ -127,8 +127,9 @@ class DenoisingModule(nn.Module):
             text = self.encode(ids)
             text = text if more is None else text + more
             prediction = self.predict(noisy[chosen], timesteps[chosen], text, **conditions)
-            more_of = getattr(config, "deviation_weight", 1.0)
-            return sample_errors(prediction, target[chosen], config.loss, pixel_weights[chosen], more_of)
+            # What is held out is measured alike for all settings.
+            deviation_weight = getattr(config, "deviation_weight", 1.0) if self.training else 1.0
+            return sample_errors(prediction, target[chosen], config.loss, pixel_weights[chosen], deviation_weight)
 
         true_errors = errors(input_ids, slice(None), text_noise)
         if self.training and config.loss == "mse":
