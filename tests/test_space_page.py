@@ -258,7 +258,7 @@ def test_visitors_arrive_at_a_movie_to_look_around_in(
         seen = opened(visit, space.address + SMALL, width=390, height=844, touch=True)
         page = seen.page
         frame = viewer_of(page, "movie")
-        frame.evaluate("() => { staleViewer.setPlaying(false); staleViewer.setHead(-1, 0); }")
+        frame.evaluate("() => { staleViewer.setFrame(0); staleViewer.setHead(-1, 0); }")
         assert np.array_equal(picture(frame)[..., :3], views[:, 0, 0, 0].movedim(0, -1).numpy())
         expect(page.locator("#movie-stage .caption")).to_contain_text("a <b>cow")
         expect(page.locator("#movie-video")).to_be_hidden()

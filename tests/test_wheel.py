@@ -97,7 +97,7 @@ def test_the_wheel_holds_the_package_with_all_its_data_and_nothing_else(wheel: P
     assert f"{information}licenses/LICENSE" in names
     assert metadata["Name"] == "diffusers-stale"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert {"dev", "plot", "space", "test", "train"} == set(metadata.get_all("Provides-Extra"))
+    assert {"dev", "plot", "space", "test", "trackio", "train"} == set(metadata.get_all("Provides-Extra"))
 
 
 def test_the_source_distribution_holds_all_that_is_needed_to_build_and_test(tmp_path: Path):
