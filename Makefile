@@ -34,7 +34,7 @@ movie: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 space: $(VENV)/.installed-space
 	@test -f space/app.py || { echo 'error: space/app.py is missing from this checkout.' >&2; exit 1; }
