@@ -1,7 +1,12 @@
-"""Between what an autoencoder gives and the latents that networks see: one scale and shift, written once."""
+"""Between an autoencoder and the latents that networks see: their scale, shift and size, written once."""
 
 import torch
 from diffusers.configuration_utils import FrozenDict
+
+
+def pixels_a_latent(vae_config: FrozenDict) -> int:
+    """Pixels to a latent pixel, along height and along width, of the autoencoder of this configuration."""
+    return 2 ** (len(vae_config.block_out_channels) - 1)
 
 
 def normalized(latents: torch.Tensor, vae_config: FrozenDict) -> torch.Tensor:

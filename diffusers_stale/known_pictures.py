@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
 
-from diffusers_stale.autoencoding import normalized
+from diffusers_stale.autoencoding import normalized, pixels_a_latent
 from diffusers_stale.axes import AXES, IMAGE_AXES, fold, middle_index, sizes, unfold
 from diffusers_stale.light_field.video import read_moments
 from diffusers_stale.text_encoding import describe
@@ -133,7 +133,7 @@ def inpainting_channels(
     Returns:
         A mask that is 1 where there is something to paint, and latents of the rest; `(movies, 1 + channels, ...)`.
     """
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = pixels_a_latent(vae.config)
     height, width = (size * factor for size in latents.shape[-2:])
     grey = vae.encode(torch.zeros(1, 3, height, width, device=vae.device, dtype=vae.dtype)).latent_dist.mode()
     grey = normalized(grey.to(latents), vae.config)[:, :, None, None, None].expand(latents.shape)

@@ -19,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_stale.added_conditions import Size, added_conditions, check_added, takes_pooled_text
-from diffusers_stale.autoencoding import denormalized
+from diffusers_stale.autoencoding import denormalized, pixels_a_latent
 from diffusers_stale.axes import IMAGE_AXES, axis_index, check_count, check_light_field, fold, sizes, unfold
 from diffusers_stale.denoising import Callback, DenoisingMixin
 from diffusers_stale.known_pictures import Picture, Video, inpainting_channels, known_pictures
@@ -164,7 +164,7 @@ class StaleDiffusionPipeline(
     @property
     def vae_scale_factor(self) -> int:
         """Pixels to a latent pixel, along height and along width."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return pixels_a_latent(self.vae.config)
 
     def default_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, where None stands for the size that the UNet was trained for."""

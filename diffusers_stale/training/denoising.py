@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from diffusers_stale.autoencoding import pixels_a_latent
 from diffusers_stale.data.captions import caption_of, mirrored
 from diffusers_stale.data.folders import BrokenFiles
 from diffusers_stale.data.scenes import random_generator, sample_scene
@@ -271,17 +272,15 @@ class DenoisingTask:
     def captions(self, clips: list[int], split: ContaminatedSplit, draw: np.random.Generator) -> list[str]:
         """A new wording for each of the `clips` of a pool, given by number; some are empty, for guidance."""
         wordings = draw.integers(self.config.wordings or WORDINGS, size=len(clips)).tolist()
-        captions = [
-            caption_of(sample_scene(*split.key(clip)), self.config.seed, wording)
-            for clip, wording in zip(clips, wordings, strict=True)
-        ]
+        captions = [self._worded(*pair, split) for pair in zip(clips, wordings, strict=True)]
         return drop_captions(captions, self.config.caption_dropout, draw)
 
     def caption(self, clip: int, split: ContaminatedSplit, draw: np.random.Generator) -> str:
         """A new wording for the `clip` of a pool, given by number."""
-        return caption_of(
-            sample_scene(*split.key(clip)), self.config.seed, int(draw.integers(self.config.wordings or WORDINGS))
-        )
+        return self._worded(clip, int(draw.integers(self.config.wordings or WORDINGS)), split)
+
+    def _worded(self, clip: int, wording: int, split: ContaminatedSplit) -> str:
+        return caption_of(sample_scene(*split.key(clip)), self.config.seed, wording)
 
     def prompts(self, rendered: tuple[str, ...]) -> list[str]:
         """What samples are asked for: as many as `rendered`, which are those for barnyards, of the clips' captions."""
@@ -293,8 +292,7 @@ class DenoisingTask:
 
     def latent_shape(self, *grid: int) -> tuple[int, ...]:
         """Shape of the latents of one sample, `(channels, *grid, height, width)`."""
-        levels = len(self.vae.config.block_out_channels)
-        side = self.config.image_size // 2 ** (levels - 1)
+        side = self.config.image_size // pixels_a_latent(self.vae.config)
         return (self.vae.config.latent_channels, *grid, side, side)
 
     def noised_batch(

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers import __version__ as diffusers_version
 
+from diffusers_stale.autoencoding import pixels_a_latent
 from diffusers_stale.data.scenes import random_generator
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.training.clip_data import Piece
@@ -47,7 +48,7 @@ class ImageTask(DenoisingTask):
         earlier = Path(config.start_from) if config.start_from else None
         text_encoder, tokenizer = load_text(earlier or text_folder)
         torch.manual_seed(config.seed)
-        latent_size = config.image_size // 2 ** (len(vae.config.block_out_channels) - 1)
+        latent_size = config.image_size // pixels_a_latent(vae.config)
         unet = build_unet(config, vae.config.latent_channels, latent_size, text_encoder.config.hidden_size)
         if earlier is not None:
             take_weights(unet, unet.state_dict(), earlier)
