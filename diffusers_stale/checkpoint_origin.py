@@ -41,6 +41,19 @@ def without_repeats(record: dict[str, dict[str, Any]]) -> dict[str, dict[str, An
     return kept
 
 
+def whole_core_seconds(record: dict[str, dict[str, Any]]) -> float:
+    """Processor time of all stages in `record` and of what they started from; what was passed on counts once."""
+    runs: dict[str, float] = {}
+    waiting = [record]
+    while waiting:
+        for report in waiting.pop().values():
+            own = {name: value for name, value in report.items() if name != "started_from"}
+            runs[json.dumps(own, sort_keys=True)] = report["core_seconds"]
+            if report.get("started_from"):
+                waiting.append(report["started_from"])
+    return sum(runs.values())
+
+
 def origin_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values of what a stage's report tells; older reports tell less."""
     lines = [("steps", f"{report['steps']:,} ({report['images']:,} pictures), seed {report['seed']}")]

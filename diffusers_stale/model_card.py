@@ -1,9 +1,11 @@
 """The card of a checkpoint: what it is made of, what made it, and how well it does, from reports and never by hand."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers_stale.checkpoint_origin import whole_core_seconds
 from diffusers_stale.hub import describe_checkpoint
 
 
@@ -23,6 +25,23 @@ tags:
 """
 
 
+WATTS_A_CORE = 10.0
+"""Assumed where no meter tells: a server processor of 64 cores may draw 280 W (AMD EPYC 7763, its data sheet), that is
+4.4 W a core, and memory, supply and cooling about as much again."""
+
+PICTURES = "pictures"
+"""The folder of a checkpoint that holds the pictures of its card."""
+
+
+@dataclass(frozen=True)
+class CardPicture:
+    """A picture of the card: the file, what it is called in the checkpoint's folder of pictures, and what it shows."""
+
+    source: Path
+    name: str
+    caption: str
+
+
 def commands_of(reports: dict[str, dict[str, Any]]) -> list[str]:
     """The commands of all stages, after those of the checkpoint that a stage was started from."""
     earlier = next((report["started_from"] for report in reports.values() if "started_from" in report), {})
@@ -33,7 +52,12 @@ def commands_of(reports: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def model_card(
-    name: str, about: str, folder: Path, reports: dict[str, dict[str, Any]], evaluations: Sequence[dict[str, Any]]
+    name: str,
+    about: str,
+    folder: Path,
+    reports: dict[str, dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]],
+    pictures: Sequence[CardPicture] = (),
 ) -> str:
     """The card as Markdown with the Hub's header.
 
@@ -44,6 +68,7 @@ def model_card(
         reports: training reports by stage, as `training.reports.collect_reports` gives them.
         evaluations: what runs of `scripts/evaluate.py` wrote to `report.json`: of a large model, one run may measure
             time and another one views.
+        pictures: shown after the scores, from the folder `PICTURES` beside the card.
     """
     parts = [
         f"{HEADER}\n# {name}",
@@ -52,6 +77,9 @@ def model_card(
         f"## How it was made\n\n{_making(reports)}",
         "## Scores\n\n" + ("\n\n".join(map(_scores, evaluations)) or "Not measured."),
     ]
+    if pictures:
+        shown = [f"![{picture.caption}]({PICTURES}/{picture.name})\n\n{picture.caption}" for picture in pictures]
+        parts.append("## Pictures\n\n" + "\n\n".join(shown))
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,9 +111,31 @@ def _making(reports: dict[str, dict[str, Any]]) -> str:
     return (
         f"{table}\n\nThe commands, in their order (of a stage that was resumed, all of them; stages of two processes "
         f"ran under `torchrun --nproc_per_node 2` with `OMP_NUM_THREADS=1`):\n\n```sh\n{commands}\n```\n\n"
-        f"Machine: {'; '.join(machines)}. Data is rendered by `diffusers_stale.data` from the seed: no photographs, "
-        "no people, no scraped text."
+        f"Machine: {'; '.join(machines)}. {_effort(reports)} Data is rendered by `diffusers_stale.data` from the "
+        f"seed: no photographs, no people, no scraped text.{_fingerprints(reports)}"
     )
+
+
+def _effort(reports: dict[str, dict[str, Any]]) -> str:
+    """Processor time with all ancestors, and the energy of it."""
+    hours = whole_core_seconds(reports) / 3600
+    joules = [report.get("joules") for report in reports.values()]
+    if reports and None not in joules:
+        return f"All in all {hours:.1f} core-hours; these stages took {sum(joules) / 3600:.0f} Wh, measured."
+    return (
+        f"With all that it was started from, {hours:.1f} core-hours; about {WATTS_A_CORE * hours:.0f} Wh, estimated "
+        f"at {WATTS_A_CORE:g} W a core, since no meter can be read there."
+    )
+
+
+def _fingerprints(reports: dict[str, dict[str, Any]]) -> str:
+    """SHA-256 of what was trained on, by stage and pool."""
+    found = [
+        f"{stage} {name} `{digest[:16]}`"
+        for stage, report in reports.items()
+        for name, digest in report.get("provenance", {}).get("data", {}).items()
+    ]
+    return f" Fingerprints of the data (SHA-256): {', '.join(found)}." if found else ""
 
 
 def _machine(machine: dict[str, Any]) -> str:

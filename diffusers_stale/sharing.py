@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from diffusers_stale.checkpoint_origin import EXPORTED, SHIPPED
 from diffusers_stale.hub import HUB_ID
 from diffusers_stale.manifest import write_manifest
-from diffusers_stale.model_card import model_card
+from diffusers_stale.model_card import PICTURES, CardPicture, model_card
 
 
 UNTOLD = """\
@@ -33,6 +33,7 @@ def write_shared(
     reports: dict[str, dict[str, Any]],
     about: str = UNTOLD,
     evaluations: Sequence[dict[str, Any]] = (),
+    pictures: Sequence[CardPicture] = (),
 ) -> str:
     """Copies the pipeline in `source` to `target`, which it replaces, with what others need to trust it.
 
@@ -43,6 +44,7 @@ def write_shared(
         reports: training reports by stage, for provenance.json.
         about: Markdown that only a person can write.
         evaluations: what runs of `scripts/evaluate.py` wrote to `report.json`.
+        pictures: of the card, copied beside it.
 
     Returns:
         The card, which is README.md there.
@@ -50,7 +52,10 @@ def write_shared(
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(EXPORTED, ".*"))
     (target / SHIPPED).write_text(json.dumps(reports, indent=1) + "\n")
-    card = model_card(name, about, target, reports, evaluations)
+    card = model_card(name, about, target, reports, evaluations, pictures)
+    for picture in pictures:
+        (target / PICTURES).mkdir(exist_ok=True)
+        shutil.copyfile(picture.source, target / PICTURES / picture.name)
     (target / "README.md").write_text(card, encoding="utf-8")
     write_manifest(target)
     for path in target.rglob("*"):

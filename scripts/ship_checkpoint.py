@@ -5,7 +5,8 @@
 A stage that was started from the weights of a shipped checkpoint (`start_from`) carries on its provenance.
 
 Copies RUN/movie to diffusers_stale/checkpoints/NAME, with the training reports of all stages as provenance.json and
-the card as README.md; the card goes to model_card.md too.
+the card as README.md; the card goes to model_card.md too. It shows the best, typical and worst movies of every
+evaluation, and the curves of --scaling, a folder that scripts/benchmarks/scaling.py wrote.
 """
 
 import argparse
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffusers_stale.checkpoint_origin import without_repeats
 from diffusers_stale.checkpoints import ROOT as CHECKPOINTS
+from diffusers_stale.model_card import PICTURES, CardPicture
 from diffusers_stale.sharing import write_shared
 from diffusers_stale.training.reports import collect_reports
 
@@ -32,8 +34,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--evaluation", type=Path, nargs="*", default=[], help="folders that scripts/evaluate.py wrote"
     )
+    parser.add_argument("--scaling", type=Path, help="folder that scripts/benchmarks/scaling.py wrote")
     parser.add_argument("--about", type=Path, default=ROOT / "docs" / "about_barnyard.md", help="text of the card")
     return parser.parse_args()
+
+
+def card_pictures(evaluations: list[Path], scaling: Path | None) -> list[CardPicture]:
+    """What the card shows of reports that have a ranking, and of the curves over compute."""
+    pictures = []
+    for folder in evaluations:
+        settings = json.loads((folder / "report.json").read_text())["settings"]
+        grid = f"{settings['view_rows']}x{settings['view_cols']} views, {settings['frames']} frames"
+        caption = (
+            f"Movies of {grid} (the middle view and frame), best, middle and worst eight by the classifier's "
+            "confidence in what their sentences state, one row each; in red what it sees instead."
+        )
+        if (folder / "ranked.png").is_file():
+            pictures.append(CardPicture(folder / "ranked.png", f"{folder.name}.png", caption))
+    if scaling is not None:
+        told = "The image stage from nothing at several budgets: error and obedience over processor time."
+        pictures.append(CardPicture(scaling / "scaling.png", "scaling.png", told))
+    return pictures
 
 
 def main() -> int:
@@ -47,8 +68,10 @@ def main() -> int:
         reports = without_repeats(reports)
         evaluations = [json.loads((folder / "report.json").read_text()) for folder in arguments.evaluation]
         about = arguments.about.read_text()
-        card = write_shared(arguments.run / "movie", target, arguments.name, reports, about, evaluations)
-        (ROOT / "model_card.md").write_text(card)
+        pictures = card_pictures(arguments.evaluation, arguments.scaling)
+        card = write_shared(arguments.run / "movie", target, arguments.name, reports, about, evaluations, pictures)
+        beside = (target / PICTURES).relative_to(ROOT).as_posix()
+        (ROOT / "model_card.md").write_text(card.replace(f"]({PICTURES}/", f"]({beside}/"))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_stale.checkpoint_origin import without_repeats
-from diffusers_stale.model_card import model_card
+from diffusers_stale.checkpoint_origin import whole_core_seconds, without_repeats
+from diffusers_stale.model_card import CardPicture, model_card
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.training.config import STAGES
 from diffusers_stale.training.reports import collect_reports
@@ -65,3 +65,23 @@ def test_the_record_of_an_ancestor_stands_once_a_generation():
         assert "started_from" not in kept["movie"]
         kept = kept["image"].get("started_from")
     assert kept is None
+
+
+def test_effort_counts_what_was_passed_on_once():
+    first = {"text": REPORT | {"core_seconds": 100.0}, "movie": REPORT | {"core_seconds": 2000.0}}
+    second = {"text": first["text"], "movie": REPORT | {"core_seconds": 300.0, "started_from": first}}
+    third = {"text": first["text"], "movie": REPORT | {"core_seconds": 7.0, "started_from": second}}
+    assert whole_core_seconds(third) == 2407.0
+
+
+def test_a_card_tells_energy_fingerprints_and_shows_pictures(tmp_path: Path, tiny_pipeline: StaleDiffusionPipeline):
+    tiny_pipeline.save_pretrained(tmp_path)
+    report = REPORT | {"core_seconds": 7200.0, "provenance": {"data": {"frames": "ab" * 32}}}
+    picture = CardPicture(tmp_path / "ranked.png", "views.png", "Best to worst.")
+    card = model_card("tiny", "", tmp_path, {"image": report | {"joules": None}}, [], [picture])
+    assert "2.0 core-hours; about 20 Wh, estimated" in card
+    assert "image frames `abababababababab`" in card
+    assert "![Best to worst.](pictures/views.png)" in card
+    measured = model_card("tiny", "", tmp_path, {"image": report | {"joules": 7200.0}}, [])
+    assert "took 2 Wh, measured" in measured
+    assert "pictures/" not in measured

@@ -19,6 +19,7 @@ from diffusers_stale import sharing
 from diffusers_stale.checkpoint_origin import read_origin
 from diffusers_stale.hub import load_pipeline
 from diffusers_stale.manifest import manifest_problems
+from diffusers_stale.model_card import CardPicture
 from diffusers_stale.sharing import claim_repository, push_folder, write_shared
 
 
@@ -109,7 +110,11 @@ def shared(make_pipeline: Callable, tmp_path: Path) -> Path:
     make_pipeline().save_pretrained(tmp_path / "movie")
     (tmp_path / "movie" / "training_report.json").write_text(json.dumps(REPORT))
     (tmp_path / "movie" / ".hidden").write_text("")
-    card = write_shared(tmp_path / "movie", tmp_path / "shared", "horses", {"movie": REPORT}, "It makes horses.")
+    (tmp_path / "ranked.png").write_bytes(b"a picture")
+    pictures = [CardPicture(tmp_path / "ranked.png", "views.png", "From best to worst.")]
+    card = write_shared(
+        tmp_path / "movie", tmp_path / "shared", "horses", {"movie": REPORT}, "It makes horses.", (), pictures
+    )
     assert "It makes horses." in card
     return tmp_path / "shared"
 
@@ -118,6 +123,7 @@ def test_what_is_shared_is_complete_and_can_be_checked(shared: Path):
     assert manifest_problems(shared) == []
     assert "27" in (shared / "README.md").read_text()
     assert read_origin(shared) == {"movie": REPORT}
+    assert (shared / "pictures" / "views.png").read_bytes() == b"a picture"
     assert not (shared / ".hidden").exists()
     assert not (shared / "training_report.json").exists()
     load_pipeline(shared)
