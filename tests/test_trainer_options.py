@@ -22,6 +22,7 @@ from diffusers_stale.inflation import is_new_parameter
 from diffusers_stale.training.averages import AVERAGES, MovingAverage, power_exponent
 from diffusers_stale.training.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint
 from diffusers_stale.training.config import PRESETS, ImageConfig, MovieConfig, StageConfig, TrainingConfig
+from diffusers_stale.training.grids import Grid
 from diffusers_stale.training.loop import Trainer
 from diffusers_stale.training.processes import make_accelerator
 from diffusers_stale.training.stage_image import ImageTask
@@ -203,6 +204,26 @@ def test_gradient_checkpointing_changes_no_gradient(run_folder: Path, movie_fold
     assert found[0].keys() == found[1].keys()
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], msg=name)
+
+
+def test_movies_of_a_single_view_have_scenes_of_their_own(movie_folder: Path, tmp_path: Path):
+    config = replace(SMOKE.movie, single_view_clips=5, moving_grids="1x1x2:2:1, 1x3x2:1:1")
+    task = MovieTask(config, movie_folder, tmp_path, CPU)
+    single, views = (Grid(view_rows=1, view_cols=cols, frames=2, batch_size=2, weight=1.0) for cols in (1, 3))
+    name, pool = task.pool_of(single)
+    assert (name, len(pool)) == ("single_view", 5)
+    assert pool.latents.shape[2:5] == (1, 1, 2)
+    assert task.pool_of(views)[0] == "moving"
+    assert task.pool_of(replace(single, frames=1))[0] == "static"
+    assert task.rendered_batch(single, 0, 0, 0.0)["latents"].shape[2:5] == (1, 1, 2)
+    assert task.fingerprints().keys() == {"static", "moving", "single_view"}
+    alone = MovieTask(SMOKE.movie, movie_folder, tmp_path, CPU)
+    assert alone.pool_of(single)[0] == "moving"
+    # A middle view is the same movie, whichever pool holds it.
+    middle = alone.pools["moving"].latents[:, :, 1, 1]
+    torch.testing.assert_close(pool.latents[:2, :, 0, 0], middle, rtol=0, atol=0.01)
+    with pytest.raises(ValueError, match="`single_view_clips` must be at least 0, got -1"):
+        replace(SMOKE.movie, single_view_clips=-1)
 
 
 # ---- embeddings that are kept --------------------------------------------------------------------------------------

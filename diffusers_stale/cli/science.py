@@ -181,5 +181,5 @@ SMALL_STEPS, SMALL_CLIPS = 2, 1000
 
 def is_small(report: dict[str, Any]) -> bool:
     """Whether the data of a run is rendered again in a moment."""
-    counts = ("pool_frames", "static_clips", "moving_clips")
+    counts = ("pool_frames", "static_clips", "moving_clips", "single_view_clips")
     return sum(report["config"].get(name, 0) for name in counts) <= SMALL_CLIPS

@@ -276,9 +276,11 @@ class MovieConfig(DenoisingConfig):
     "rows x cols x frames : batch : weight", as in "3x3x1:6:2, 1x1x8:6:1" (see `grids.parse_grids`). New parameters
     learn at `learning_rate`, inherited ones at `inherited_rate` times it. Pools hold `static_clips` clips of one
     moment and `moving_clips` movies of `num_frames` frames, of `view_rows` x `view_cols` views each, with baselines
-    drawn from `baselines`. The network is shown some views or frames of about `known_share` of the movies clean
-    (`known.draw_known_masks`), so that it can go on from an image or a video; with 0 it has no input for them. What
-    tells views and frames of a movie apart weighs `deviation_weight` times (`losses.with_deviation_weight`).
+    drawn from `baselines`. Grids of a single view are cut from `single_view_clips` movies of that view alone, if there
+    are any; they cost a ninth to prepare, and motion takes more scenes to learn than parallax. The network is shown
+    some views or frames of about `known_share` of the movies clean (`known.draw_known_masks`), so that it can go on
+    from an image or a video; with 0 it has no input for them. What tells views and frames of a movie apart weighs
+    `deviation_weight` times (`losses.with_deviation_weight`).
     `trainable` may also be "view_layers" or "new_layers", which add time layers and the input for what is known. Two
     corruptions more than others have: `view_shuffle_rate` and `view_shuffle`, `frame_shuffle_rate` and
     `frame_shuffle` (share of places that are shuffled).
@@ -297,6 +299,7 @@ class MovieConfig(DenoisingConfig):
     num_frames: int = 8
     static_clips: int = 3000
     moving_clips: int = 600
+    single_view_clips: int = 0
     view_shuffle_rate: float = 0.0
     view_shuffle: float = 1.0
     frame_shuffle_rate: float = 0.0
@@ -312,6 +315,8 @@ class MovieConfig(DenoisingConfig):
         super().__post_init__()
         if not self.deviation_weight > 0:
             raise ValueError(f"`deviation_weight` must be above 0, got {self.deviation_weight}; 1 weighs all alike.")
+        if self.single_view_clips < 0:
+            raise ValueError(f"`single_view_clips` must be at least 0, got {self.single_view_clips}; 0 makes none.")
         largest = None if self.has_clips else (self.view_rows, self.view_cols, self.num_frames)
         parse_grids(self.static_grids, largest)
         parse_grids(self.moving_grids, largest)

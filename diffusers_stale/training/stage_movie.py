@@ -63,34 +63,39 @@ class MovieTask(DenoisingTask):
         self.static_grids = parse_grids(config.static_grids, None if config.has_clips else self.largest)
         self.moving_grids = parse_grids(config.moving_grids, None if config.has_clips else self.largest)
         self.run_folder = run_folder
-        self.static: LatentPool | None = None
-        self.moving: LatentPool | None = None
+        self.pools: dict[str, LatentPool] = {}
         if config.renders:
-            share = (run_folder, rank, processes)
-            self.static = self.make_pool("static", config.static_clips, 1, *share)
-            self.moving = self.make_pool("moving", config.moving_clips, config.num_frames, *share)
+            views, share = (config.view_rows, config.view_cols), (run_folder, rank, processes)
+            self.pools["static"] = self.make_pool("static", config.static_clips, (*views, 1), *share)
+            self.pools["moving"] = self.make_pool("moving", config.moving_clips, (*views, config.num_frames), *share)
+            if config.single_view_clips:
+                size = (1, 1, config.num_frames)
+                self.pools["single_view"] = self.make_pool("single_view", config.single_view_clips, size, *share)
         self.layering = {"size": (config.view_rows, config.view_cols), "baselines": config.baselines}
         self.mixture = self.open_mixture(
             self.grids, run_folder, rank, processes, BarnyardMovies(self), **self.layering
         )
         self.held_out: LatentPool | None = None
 
-    def make_pool(self, name: str, count: int, frames: int, run_folder: Path, rank: int, processes: int) -> LatentPool:
-        """This process's share of `count` clips of `frames` frames."""
+    def make_pool(
+        self, name: str, count: int, size: tuple[int, int, int], run_folder: Path, rank: int, processes: int
+    ) -> LatentPool:
+        """This process's share of `count` clips of `size` (rows, columns, frames)."""
         share = max(count // processes, 1)
-        request = self.request(self.config.seed, share, frames, rank)
+        request = self.request(self.config.seed, share, size, rank)
         request = replace(request, split=self.make_split(name, share, processes))
         return cached_pool(self.vae, request, self.config.encode_batch, run_folder / f"{name}-{rank}.safetensors")
 
-    def request(self, seed: int, count: int, frames: int, rank: int) -> PoolRequest:
+    def request(self, seed: int, count: int, size: tuple[int, int, int], rank: int) -> PoolRequest:
         config = self.config
+        view_rows, view_cols, frames = size
         return PoolRequest(
             seed=seed,
             count=count,
             rank=rank,
             image_size=config.image_size,
-            view_rows=config.view_rows,
-            view_cols=config.view_cols,
+            view_rows=view_rows,
+            view_cols=view_cols,
             frames=frames,
             moments=config.num_frames,
             baselines=config.baselines,
@@ -103,7 +108,7 @@ class MovieTask(DenoisingTask):
     def fingerprints(self) -> dict[str, str]:
         if self.mixture is not None:
             return self.mixture.fingerprints()
-        return {name: tensors_hash(vars(pool)) for name, pool in (("static", self.static), ("moving", self.moving))}
+        return {name: tensors_hash(vars(pool)) for name, pool in self.pools.items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         parameters = list(self.module.unet.named_parameters())
@@ -147,7 +152,12 @@ class MovieTask(DenoisingTask):
 
     def pool_of(self, grid: Grid) -> tuple[str, LatentPool]:
         """The pool that clips of this grid are cut from, with its name."""
-        return ("static", self.static) if grid.frames == 1 else ("moving", self.moving)
+        if grid.frames == 1:
+            name = "static"
+        else:
+            single = grid.view_rows * grid.view_cols == 1 and "single_view" in self.pools
+            name = "single_view" if single else "moving"
+        return name, self.pools[name]
 
     def with_views(
         self, batch: dict[str, torch.Tensor], grid: Grid, baselines: torch.Tensor, draw: np.random.Generator,
@@ -198,7 +208,7 @@ class MovieTask(DenoisingTask):
         config = self.config
         if self.held_out is None:
             count = min(HELD_OUT, config.moving_clips)
-            request = self.request(config.held_out_seed, count, config.num_frames, 0)
+            request = self.request(config.held_out_seed, count, self.largest, 0)
             self.held_out = render_pool(self.vae, request, config.encode_batch)
         latents, shares, scenes = take(self.held_out, list(range(len(self.held_out))))
         captions = held_out_captions(config, scenes)
@@ -273,10 +283,8 @@ class BarnyardMovies:
         )
 
     def fingerprint(self) -> str:
-        pools = {"static": self.task.static, "moving": self.task.moving}
-        return tensors_hash(
-            {f"{name}/{key}": value for name, pool in pools.items() for key, value in vars(pool).items()}
-        )
+        pools = self.task.pools.items()
+        return tensors_hash({f"{name}/{key}": value for name, pool in pools for key, value in vars(pool).items()})
 
 
 def start_network(config: MovieConfig, folder: Path) -> StaleUNet5DConditionModel:
