@@ -93,6 +93,8 @@ def test_strict_tells_missed_bars_by_the_exit_code(checkpoint: Path, few_scenes:
     still = ["--prompts", "1", "--views", "1x1", "--frames", "1", "--steps", "1", "--unusual", "0"]
     run("evaluate", checkpoint, "--output", tmp_path, *still, "--noise-scenes", "0", "--strict", code=2)
     assert (tmp_path / "report.html").is_file()
+    told = (tmp_path / "report.md").read_text()
+    assert "| disparity of the animal, nearness to rendered | – | 0.850 | not measured |" in told
 
 
 def test_reports_and_checkpoints_are_compared_in_one_table(

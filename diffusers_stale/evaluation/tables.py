@@ -85,9 +85,13 @@ def markdown(figures: dict[str, Any]) -> str:
 
 
 def _bar_rows(bars: Sequence[dict[str, Any]]) -> list[list[str]]:
-    return [
-        [bar["title"], number(bar["value"]), number(bar["least"]), "yes" if bar["met"] else "**no**"] for bar in bars
-    ]
+    return [[bar["title"], number(bar["value"]), number(bar["least"]), _verdict(bar)] for bar in bars]
+
+
+def _verdict(bar: dict[str, Any]) -> str:
+    if bar["value"] is None:
+        return "not measured"
+    return "yes" if bar["met"] else "**no**"
 
 
 def _groups(measures: Sequence[dict[str, Any]]) -> list[str]:
