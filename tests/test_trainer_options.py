@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_stale import StaleDiffusionPipeline
 from diffusers_stale.inflation import is_new_parameter
+from diffusers_stale.manifest import manifest_problems
 from diffusers_stale.training.averages import AVERAGES, MovingAverage, power_exponent
 from diffusers_stale.training.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint
 from diffusers_stale.training.config import PRESETS, ImageConfig, MovieConfig, StageConfig, TrainingConfig
+from diffusers_stale.training.decoders import exchange_decoder
 from diffusers_stale.training.grids import Grid
 from diffusers_stale.training.loop import Trainer
 from diffusers_stale.training.processes import make_accelerator
@@ -466,3 +468,40 @@ def test_settings_that_cannot_be_are_refused(config: type[StageConfig], changes:
 def test_presets_train_everything():
     assert all(getattr(PRESETS[name], stage).trainable == "all" for name in PRESETS for stage in ("image", "movie"))
     assert isinstance(SMOKE, TrainingConfig)
+
+
+# ---- a decoder alone ------------------------------------------------------------------------------------------------
+
+
+def test_a_decoder_is_trained_alone_and_exchanged(movie_folder: Path, tmp_path: Path):
+    config = replace(SMOKE, autoencoder=replace(SMOKE.autoencoder, trainable="decoder", start_from=str(movie_folder)))
+    train_stage("autoencoder", config, tmp_path)
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(movie_folder, pipeline)
+    name = "diffusion_pytorch_model.safetensors"
+    before = load_file(pipeline / "vae" / name)
+    exchange_decoder(pipeline, tmp_path / "autoencoder")
+    after = load_file(pipeline / "vae" / name)
+    assert before.keys() == after.keys()
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert all(after[key].dtype == before[key].dtype for key in before)
+    assert manifest_problems(pipeline) == []
+    StaleDiffusionPipeline.from_pretrained(pipeline)
+
+
+def test_a_decoder_for_other_latents_is_refused(movie_folder: Path, tmp_path: Path):
+    pipeline, other = tmp_path / "pipeline", replace(SMOKE, autoencoder=replace(SMOKE.autoencoder, seed=5))
+    shutil.copytree(movie_folder, pipeline)
+    kept = {path: path.read_bytes() for path in pipeline.rglob("*") if path.is_file()}
+    train_stage("autoencoder", other, tmp_path)
+    with pytest.raises(ValueError, match="must have the encoder of"):
+        exchange_decoder(pipeline, tmp_path / "autoencoder")
+    with pytest.raises(FileNotFoundError, match="must hold an autoencoder"):
+        exchange_decoder(pipeline, tmp_path / "nothing")
+    assert {path: path.read_bytes() for path in pipeline.rglob("*") if path.is_file()} == kept
+    with pytest.raises(ValueError, match="needs an encoder that was trained"):
+        replace(SMOKE.autoencoder, trainable="decoder")
+    wide = replace(SMOKE.autoencoder, block_channels=(8, 8, 16), start_from=str(pipeline))
+    with pytest.raises(ValueError, match="of the configured shape"):
+        train_stage("autoencoder", replace(SMOKE, autoencoder=wide), tmp_path / "wide")

@@ -59,6 +59,31 @@ def standardize_latents(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tenso
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
 
 
+def take_autoencoder(vae: AutoencoderKL, folder: Path) -> None:
+    """Gives `vae` the weights, scale and shift of the autoencoder in `folder`, or of the pipeline there.
+
+    Raises `FileNotFoundError` if there is none, `ValueError` if it is of another shape.
+    """
+    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise FileNotFoundError(f"`start_from` must hold vae/{WEIGHTS_NAME}, got {folder}; name a pipeline.")
+    earlier = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    found, own = earlier.state_dict(), vae.state_dict()
+    different = [name for name in own if name not in found or found[name].shape != own[name].shape]
+    if different or len(found) != len(own):
+        raise ValueError(
+            f"`start_from` must hold an autoencoder of the configured shape, got another in {folder} (see "
+            f"{(different or sorted(set(found) - set(own)))[0]}); set block_channels and latent_channels as there."
+        )
+    vae.load_state_dict(found)
+    vae.register_to_config(
+        scaling_factor=earlier.config.scaling_factor,
+        shift_factor=earlier.config.shift_factor,
+        latents_mean=earlier.config.latents_mean,
+        latents_std=earlier.config.latents_std,
+    )
+
+
 def build_text_encoder(config: TextConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained text encoder for `tokenizer`."""
     return CLIPTextModel(

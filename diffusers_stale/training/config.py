@@ -111,8 +111,14 @@ class AutoencoderConfig(ClipSettings, StageConfig):
     absolute error of differences between neighbouring pixels and `kl_weight` times the Kullback-Leibler divergence.
     `pool_frames` frames are rendered, or taken from clips, before training and drawn from. `held_out_frames` measure
     PSNR: of barnyards of another seed, of `held_out_data`, or else other frames of the clips trained on.
+
+    `start_from` is the folder of an earlier pipeline or autoencoder, whose weights are taken. With `trainable`
+    "decoder" its encoder stays as it is: latents remain what they are, so networks that were trained on them go on
+    working, with `scripts/exchange_decoder.py`.
     """
 
+    start_from: str | None = None
+    trainable: Literal["all", "decoder"] = "all"
     batch_size: int = 8
     learning_rate: float = 2e-3
     image_size: int = 64
@@ -131,6 +137,8 @@ class AutoencoderConfig(ClipSettings, StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_clips()
+        if self.trainable == "decoder" and self.start_from is None:
+            raise ValueError("`trainable` decoder needs an encoder that was trained, got no `start_from`; name one.")
 
 
 @dataclass(frozen=True, kw_only=True)

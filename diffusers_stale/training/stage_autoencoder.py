@@ -14,7 +14,7 @@ from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import random_generator, sample_scene
 from diffusers_stale.data.sources import BARNYARD, parse_sources
 from diffusers_stale.training.clip_data import drawn_frames
-from diffusers_stale.training.components import build_autoencoder, standardize_latents
+from diffusers_stale.training.components import build_autoencoder, standardize_latents, take_autoencoder
 from diffusers_stale.training.config import AutoencoderConfig
 from diffusers_stale.training.losses import peak_signal_to_noise, reconstruction_loss
 from diffusers_stale.training.provenance import tensors_hash
@@ -96,6 +96,11 @@ class AutoencoderTask:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
         self.vae = build_autoencoder(config)
+        if config.start_from is not None:
+            take_autoencoder(self.vae, Path(config.start_from))
+        if config.trainable == "decoder":
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
         self.module = AutoencoderModule(self.vae, config)
         self.problems = BrokenFiles(config.max_broken)
         self.pool = frames_of(config, config.data, config.seed, config.pool_frames, self.problems, rank)
@@ -147,7 +152,9 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def finish(self) -> AutoencoderKL:
-        """The trained autoencoder, its latents of mean 0 and deviation 1 in each channel."""
+        """The trained autoencoder, its latents of mean 0 and deviation 1 in each channel, or as they were."""
+        if self.config.trainable == "decoder":
+            return self.vae
         pixels = (self.pool[:1024].float() / 127.5 - 1).to(self.device)
         latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in pixels.split(32)]).float()
         standardize_latents(self.vae, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
