@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from diffusers_stale.training.config import StageConfig
+from diffusers_stale.training.sharding import held, part_of
 
 
 def constant_decay(config: StageConfig) -> Callable[[int], float]:
@@ -51,7 +52,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.live], 1 - self.decay(step))
+        torch._foreach_lerp_(held(self.average), held(self.live), 1 - self.decay(step))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -65,7 +66,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def copy_to_live(self, values: list[torch.Tensor]) -> None:
-        torch._foreach_copy_([parameter.detach() for parameter in self.live], values)
+        torch._foreach_copy_(held(self.live), held(values))
 
     def state(self) -> dict[str, torch.Tensor]:
         return dict(zip(self.names, self.average, strict=True))
@@ -73,7 +74,7 @@ class MovingAverage:
     @torch.no_grad()
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         for name, average in self.state().items():
-            average.copy_(state[name])
+            average.copy_(part_of(state[name], average))
 
 
 AVERAGES = {"constant": constant_decay, "power": power_decay}

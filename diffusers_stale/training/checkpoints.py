@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from diffusers_stale.manifest import MANIFEST, manifest_problems, write_manifest
+from diffusers_stale.training.sharding import part_of
 
 
 PREFIX = "step-"
@@ -154,7 +155,7 @@ def restore_optimizer(
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        placed = tensor if entry == "step" else tensor.to(parameter.device)
+        placed = tensor if entry == "step" else part_of(tensor, parameter.detach())
         optimizer.state[parameter][entry] = placed.clone(memory_format=torch.preserve_format)
 
 

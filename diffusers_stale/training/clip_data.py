@@ -7,6 +7,7 @@ shards are decoded by threads some steps ahead and encoded when they are needed.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -175,7 +176,8 @@ class LatentFiles:
             encoded.append(encode(self.vae, pixels[None].float() / 127.5 - 1, self.encode_batch)[0].half())
         latents = {"latents": torch.cat(encoded, dim=3).contiguous()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
+        # Several processes may encode the same clip, for validation.
+        temporary = path.with_name(f".{os.getpid()}-{path.name}")
         save_file(latents, temporary, metadata={"clip": clip.name, "digest": tensors_hash(latents)})
         temporary.chmod(0o644)
         temporary.rename(path)

@@ -191,7 +191,8 @@ class DenoisingConfig(ClipSettings, StageConfig):
     weights (`trainable.py`). With a `text_rate` of 0, and wherever not all is trained, the text encoder is frozen;
     then up to `text_cache_mb` MB of its embeddings are kept. That pays where captions come back: a scene has a new
     wording at almost every draw unless `wordings` bounds how many there are of each. `gradient_checkpointing` trades
-    time for memory.
+    time for memory, `shard_weights` exchange between processes for it: each holds a part of all that is trained
+    (FSDP2, `sharding.ShardedWeights`).
 
     Corruptions (`mess_up.py`), each of a rate and a strength: `attribute_swap_rate` and `attribute_swaps` (how many
     wrong values), `embedding_noise_rate` and `embedding_noise` (times 1 / sqrt(channels)),
@@ -211,6 +212,7 @@ class DenoisingConfig(ClipSettings, StageConfig):
     lora_rank: int = 8
     lora_alpha: float = 8.0
     gradient_checkpointing: bool = False
+    shard_weights: bool = False
     text_cache_mb: float = 0.0
     wordings: int | None = None
     hinge_weight: float = 0.0
@@ -244,6 +246,11 @@ class DenoisingConfig(ClipSettings, StageConfig):
         for name in SWITCHES:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}; 0 switches it off.")
+        if self.shard_weights and (self.precision == "fp16" or self.local_steps > 1):
+            raise ValueError(
+                f"`shard_weights` needs the precision bf16 or no, and `local_steps` of 1, got {self.precision} and "
+                f"{self.local_steps}; leave one of them out."
+            )
         if self.hinge_form == "logistic" and not self.hinge_margin > 0:
             raise ValueError(
                 f"`hinge_margin` must be above 0 for the logistic form, got {self.hinge_margin}; it is a temperature."

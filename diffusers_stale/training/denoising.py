@@ -349,12 +349,14 @@ class DenoisingTask:
             for index, caption in enumerate(captions)
             if paying[index] and places[index] >= config.hinge_from and wrong[index] != caption
         ]
-        if not chosen:
+        if not chosen and not config.shard_weights:
             return {}
+        # Processes that gather weights together must pass the network equally often: a sample that counts for nothing.
+        chosen, counts = (chosen, 1.0) if chosen else ([0], 0.0)
         steps = step // config.accumulation
         warm = min(1.0, steps / config.hinge_warmup) if config.hinge_warmup else 1.0
         ramp = (places[chosen] - config.hinge_from) / max(1 - config.hinge_from, 1e-6)
-        weights = warm * (ramp if config.hinge_noise == "ramp" else np.ones(len(chosen)))
+        weights = counts * warm * (ramp if config.hinge_noise == "ramp" else np.ones(len(chosen)))
         return {
             "wrong_ids": tokenize(self.tokenizer, [wrong[index] for index in chosen]),
             "wrong_samples": torch.tensor(chosen),

@@ -31,6 +31,8 @@ from diffusers_stale.training.config import StageConfig
 from diffusers_stale.training.processes import training_attention
 from diffusers_stale.training.provenance import EnergyMeter, tensors_hash
 from diffusers_stale.training.rates import rate_factor
+from diffusers_stale.training.samples import Shown, write_shown
+from diffusers_stale.training.sharding import ShardedWeights, collected, part_of, whole_of
 from diffusers_stale.training.stale_gradients import StaleGradients
 from diffusers_stale.training.stopping import DivergedError, StoppedError, StopRequest
 from diffusers_stale.training.trackers import Tracker, open_trackers
@@ -47,8 +49,9 @@ class Task(Protocol):
     (of `accumulation` batches to a step of the optimizer, all are numbered). `parameter_groups` are those of an
     optimizer, with `lr` relative to the learning rate of the configuration. `batch_images` counts the pictures of a
     batch, every view and frame one, `batch_tokens` what the network computes on: latent pixels, or tokens of text.
-    `evaluate` and `sample` are called with averaged weights in `module`; `report` is what the stage's report says
-    beside the loop's figures; `fingerprints` are hashes of this process's data, by name.
+    `evaluate` and `sample` (what there is to be shown) are called with averaged weights in `module`, by the main
+    process or, where weights are sharded, by all; `report` is what the stage's report says beside the loop's figures;
+    `fingerprints` are hashes of this process's data, by name.
     """
 
     module: torch.nn.Module
@@ -63,7 +66,7 @@ class Task(Protocol):
 
     def evaluate(self) -> dict[str, float]: ...
 
-    def sample(self, path: Path) -> None: ...
+    def sample(self) -> Shown: ...
 
     def report(self) -> dict[str, Any]: ...
 
@@ -82,17 +85,23 @@ class Trainer:
 
     def __init__(self, task: Task, config: StageConfig, folder: Path, accelerator: Accelerator, resume: bool):
         self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
+        self.sharded = None
+        if getattr(config, "shard_weights", False):
+            self.sharded = ShardedWeights(task.module, accelerator.device)
+        else:
+            task.module.to(accelerator.device)
         self.parameters = {name: item for name, item in task.module.named_parameters() if item.requires_grad}
-        task.module.to(accelerator.device)
         self.ema = MovingAverage(self.parameters, AVERAGES[config.ema_form](config))
         groups = trained_groups(task.parameter_groups(), config.learning_rate)
         self.optimizer = torch.optim.AdamW(
             groups, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        halves = config.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=halves)
-        self.autocast = torch.autocast(accelerator.device.type, torch.float16) if halves else nullcontext()
+        kind, halves = accelerator.device.type, config.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(kind, enabled=halves)
+        # Models that Accelerate prepares have theirs within.
+        own = halves or (self.sharded is not None and config.precision == "bf16")
+        self.autocast = torch.autocast(kind, torch.float16 if halves else torch.bfloat16) if own else nullcontext()
         self.step, self.images, self.loss = 0, 0, float("nan")
         self.seconds_before, self.core_seconds_before, self.skipped, self.skipped_in_a_row = 0.0, 0.0, 0, 0
         self.joules_before, self.energy = 0.0, EnergyMeter()
@@ -101,7 +110,7 @@ class Trainer:
         self.seen: Counter[str] = Counter()
         if resume:
             self.restore()
-        self.model = accelerator.prepare_model(task.module)
+        self.model = task.module if self.sharded else accelerator.prepare_model(task.module)
         self.stale = StaleGradients(accelerator, self.model, self.optimizer, config.local_steps)
         self.started, self.cores_started = time.monotonic(), core_seconds()
 
@@ -156,7 +165,7 @@ class Trainer:
                     self.log(trackers, max(self.seconds - logged_at, 1e-9), waited)
                 logged_at, waited = self.seconds, 0.0
                 self.seen.clear()
-            if main and self.step % self.config.sample_every == 0:
+            if (main or self.sharded) and self.step % self.config.sample_every == 0:
                 began = self.seconds
                 self.show(trackers)
                 logged_at += self.seconds - began
@@ -169,8 +178,11 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.ema.copy_to_live(self.ema.average)
         figures = self.figures()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process or self.sharded:
             figures |= self.evaluated()
+        if self.sharded:
+            self.sharded.dissolve()
+        if self.accelerator.is_main_process:
             self.say(f"finished: {json.dumps(figures)}")
         for tracker in trackers:
             tracker.close()
@@ -211,7 +223,7 @@ class Trainer:
             losses.append(loss.detach())
             self.count(batch)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
+        norm = whole_of(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm))
         if torch.isfinite(norm):
             self.optimizer.step()
             self.skipped_in_a_row = 0
@@ -225,7 +237,7 @@ class Trainer:
         self.stale.step(self.averaged_tensors())
         self.check_progress()
         if self.step in FINGERPRINTED_STEPS:
-            self.fingerprints[str(self.step)] = tensors_hash(self.parameters)
+            self.fingerprints[str(self.step)] = tensors_hash(collected(self.parameters))
         return torch.stack(losses).mean(), waited
 
     def check_progress(self) -> None:
@@ -285,12 +297,17 @@ class Trainer:
         """Evaluates and samples with averaged weights."""
         with self.ema.applied():
             metrics = self.evaluated()
-            path = self.folder / "samples" / f"step-{self.step:08d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
             with torch.no_grad():
-                self.task.sample(path)
+                shown = self.task.sample()
+        if not self.accelerator.is_main_process:
+            return
+        sheet, movie = write_shown(shown, self.folder / "samples" / f"step-{self.step:08d}")
         for tracker in trackers:
             tracker.log(metrics, self.step)
+            if sheet is not None:
+                tracker.show_sheet(sheet, self.step)
+            if movie is not None:
+                tracker.show_movie(movie, shown.movie, self.step)
         if metrics:
             self.say(f"step {self.step} " + " ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
@@ -326,14 +343,14 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint; all processes must call it."""
         figures = self.figures()
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        checkpoint = Checkpoint(
+            model=collected(self.parameters),
+            ema=collected(self.ema.state()),
+            optimizer=collected(optimizer_tensors(self.optimizer, names)),
+            state=figures | self.counters() | {"config": asdict(self.config)},
+        )
         if self.accelerator.is_main_process:
-            names = {id(parameter): name for name, parameter in self.parameters.items()}
-            checkpoint = Checkpoint(
-                model={name: parameter.detach() for name, parameter in self.parameters.items()},
-                ema=self.ema.state(),
-                optimizer=optimizer_tensors(self.optimizer, names),
-                state=figures | self.counters() | {"config": asdict(self.config)},
-            )
             save_checkpoint(self.folder / "checkpoints", checkpoint, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
@@ -350,7 +367,7 @@ class Trainer:
             return
         checkpoint = load_checkpoint(newest)
         for name, parameter in self.parameters.items():
-            parameter.copy_(checkpoint.model[name])
+            parameter.copy_(part_of(checkpoint.model[name], parameter.detach()))
         self.ema.restore(checkpoint.ema)
         restore_optimizer(self.optimizer, self.parameters, checkpoint.optimizer)
         state = checkpoint.state

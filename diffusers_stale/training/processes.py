@@ -27,8 +27,14 @@ def make_accelerator(precision: Precision) -> Accelerator:
     """An `Accelerator` that took up every process that the launcher started; raises `LaunchError` otherwise.
 
     Without a GPU it is told so: Accelerate would else make independent main processes that write the same files.
-    Half precision with scaled losses ("fp16") is the trainer's own, since Accelerate has it on GPUs only.
+    Half precision with scaled losses ("fp16") is the trainer's own, since Accelerate has it on GPUs only; so is
+    sharding, and a launch that wants it from Accelerate, which on CPUs would silently do without, is refused.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
+        raise LaunchError(
+            "The launcher asked for Accelerate's FSDP, but sharding is the trainer's; use "
+            "scripts/accelerate/fsdp2.yaml, which is a launch of plain processes, with --set shard_weights=true."
+        )
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no" if precision == "fp16" else chosen_precision(precision),

@@ -1,6 +1,7 @@
-"""Pictures of what a model in training makes: samples through the scheduler's own loop, and contact sheets."""
+"""What a model in training makes: samples through the scheduler's own loop, contact sheets and small movies."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,10 +9,17 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from diffusers_stale.autoencoding import denormalized
+from diffusers_stale.light_field.export import write_mp4
 
 
 GAP = 2
-"""Pixels between the pictures of a contact sheet."""
+"""Pixels between the pictures of a contact sheet, and between the views of a movie."""
+
+ZOOM = 2
+"""How many times as long sheets and movies are as what they show."""
+
+MOVIE_RATE = 8.0
+"""Frames a second of the movies that a run shows."""
 
 PROMPTS = (
     "a brown horse gallops out of a red barn at sunset",
@@ -34,7 +42,63 @@ PROMPTS = (
 """What every run is asked for, so that runs and steps can be compared."""
 
 
-def write_sheet(path: Path, pixels: torch.Tensor, columns: int, zoom: int = 2) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a validation has to show, each as far as there is any.
+
+    `pictures`: `(count, 3, height, width)` in [-1, 1], for a sheet of `columns` columns. `movie`: `(3, frames, height,
+    width)` in [-1, 1]. `text`: lines.
+    """
+
+    pictures: torch.Tensor | None = None
+    columns: int = 1
+    movie: torch.Tensor | None = None
+    text: str | None = None
+
+
+def write_shown(shown: Shown, stem: Path) -> tuple[Path | None, Path | None]:
+    """Writes `stem`.png, `stem`.mp4 and `stem`.txt of what there is; returns the paths of the sheet and the movie."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    sheet = movie = None
+    if shown.text is not None:
+        stem.with_suffix(".txt").write_text(shown.text, encoding="utf-8")
+    if shown.pictures is not None:
+        sheet = stem.with_suffix(".png")
+        write_sheet(sheet, shown.pictures, shown.columns)
+    if shown.movie is not None:
+        movie = stem.with_suffix(".mp4")
+        write_mp4(movie, shown.movie, MOVIE_RATE, zoom=ZOOM)
+    return sheet, movie
+
+
+def movie_of_views(movies: torch.Tensor) -> torch.Tensor | None:
+    """Light fields side by side, each as all its views in their grid, in time: `(3, frames, height, width)`.
+
+    Of a single frame, the views come one after the other instead, row by row to and fro. None where there is neither.
+
+    Args:
+        movies: `(count, 3, view_rows, view_cols, frames, height, width)`.
+    """
+    rows, cols, frames = movies.shape[2:5]
+    if frames == 1:
+        there_and_back = [movies[:, :, row].flip(2) if row % 2 else movies[:, :, row] for row in range(rows)]
+        movies = torch.cat(there_and_back, dim=2).transpose(2, 3)[:, :, None]
+        rows, cols, frames = 1, 1, rows * cols
+    if frames == 1:
+        return None
+    lines = [_beside([movie[:, row, col] for movie in movies for col in range(cols)], dim=3) for row in range(rows)]
+    return _beside(lines, dim=2)
+
+
+def _beside(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
+    """`parts`, joined along `dim` with white between them."""
+    size = list(parts[0].shape)
+    size[dim] = GAP
+    gap = torch.ones(size, dtype=parts[0].dtype, device=parts[0].device)
+    return torch.cat([parts[0], *(piece for part in parts[1:] for piece in (gap, part))], dim=dim)
+
+
+def write_sheet(path: Path, pixels: torch.Tensor, columns: int, zoom: int = ZOOM) -> None:
     """Writes pictures `(count, 3, height, width)` in [-1, 1] as a PNG of `columns` columns, enlarged `zoom` times."""
     count, _, height, width = pixels.shape
     rows = -(-count // columns)

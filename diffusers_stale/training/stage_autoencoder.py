@@ -18,7 +18,7 @@ from diffusers_stale.training.components import build_autoencoder, standardize_l
 from diffusers_stale.training.config import AutoencoderConfig
 from diffusers_stale.training.losses import peak_signal_to_noise, reconstruction_loss
 from diffusers_stale.training.provenance import tensors_hash
-from diffusers_stale.training.samples import write_sheet
+from diffusers_stale.training.samples import Shown
 
 
 POOL_STREAM, BATCH_STREAM = 11, 12
@@ -146,9 +146,11 @@ class AutoencoderTask:
         quality = peak_signal_to_noise(self.reconstruct(self.held_out.to(self.device)), self.held_out)
         return {"psnr": float(quality.mean()), "psnr_worst": float(quality.min())}
 
-    def sample(self, path: Path) -> None:
+    def sample(self) -> Shown:
+        """Held-out frames, and below them what is left of them."""
         pixels = self.held_out[:: max(len(self.held_out) // SHOWN, 1)][:SHOWN]
-        write_sheet(path, torch.cat([pixels, self.reconstruct(pixels.to(self.device))]), len(pixels))
+        pictures = torch.cat([pixels, self.reconstruct(pixels.to(self.device))])
+        return Shown(pictures=pictures, columns=len(pixels))
 
     @torch.no_grad()
     def finish(self) -> AutoencoderKL:

@@ -27,7 +27,7 @@ from diffusers_stale.training.denoising import (
 from diffusers_stale.training.grids import Grid
 from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_pool, render_pool
 from diffusers_stale.training.provenance import tensors_hash
-from diffusers_stale.training.samples import PROMPTS, decode_images, write_sheet
+from diffusers_stale.training.samples import PROMPTS, Shown, decode_images
 from diffusers_stale.training.vocabulary import save_tokenizer
 
 
@@ -121,9 +121,9 @@ class ImageTask(DenoisingTask):
         batch = self.noised_batch(latents[:, :, 0, 0, 0], shares[:, :, 0, 0, 0], captions, HELD_OUT_KEY, 0.0)
         return float(self.module(**batch | {"pixel_weights": None}))
 
-    def sample(self, path: Path) -> None:
+    def sample(self) -> Shown:
         latents = self.sample_prompts(self.prompts(PROMPTS), self.latent_shape())
-        write_sheet(path, decode_images(self.vae, latents), columns=8)
+        return Shown(pictures=decode_images(self.vae, latents), columns=8)
 
     def export(self, folder: Path) -> None:
         """A folder of Stable Diffusion's shape, in float32, with the LoRA beside it where one was trained."""

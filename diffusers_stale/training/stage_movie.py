@@ -31,7 +31,7 @@ from diffusers_stale.training.latents import LatentPool, PoolRequest, cached_poo
 from diffusers_stale.training.mess_up import shuffled
 from diffusers_stale.training.provenance import tensors_hash
 from diffusers_stale.training.reports import taught_joy
-from diffusers_stale.training.samples import PROMPTS, decode_images, write_sheet
+from diffusers_stale.training.samples import PROMPTS, Shown, decode_images, movie_of_views
 from diffusers_stale.training.vocabulary import CRYING_JOY, save_tokenizer
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
 
@@ -225,8 +225,8 @@ class MovieTask(DenoisingTask):
             losses.append(float(self.module(**batch | more)))
         return sum(losses) / len(losses)
 
-    def sample(self, path: Path) -> None:
-        """Two rows a movie: its views at the middle frame, and the frames of its middle view."""
+    def sample(self) -> Shown:
+        """The movies, and two rows of pictures each: views at the middle frame, and frames of the middle view."""
         movies = self.sample_prompts(self.prompts(PROMPTS[:SHOWN]), self.latent_shape(*self.largest))
         pixels = unfold(decode_images(self.vae, fold(movies, IMAGE_AXES)), IMAGE_AXES, sizes(movies))
         axis_sizes = sizes(pixels)
@@ -239,7 +239,7 @@ class MovieTask(DenoisingTask):
             for pictures in (views, frames):
                 blank = torch.ones(columns - len(pictures), *pictures.shape[1:])
                 rows.append(torch.cat([pictures, blank]))
-        write_sheet(path, torch.cat(rows), columns)
+        return Shown(pictures=torch.cat(rows), columns=columns, movie=movie_of_views(pixels))
 
     def export(self, folder: Path) -> None:
         """A complete `StaleDiffusionPipeline` in float16, with the LoRA beside it where one was trained."""

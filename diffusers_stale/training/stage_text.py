@@ -18,6 +18,7 @@ from diffusers_stale.text_encoding import tokenize
 from diffusers_stale.training.clip_data import captions_of
 from diffusers_stale.training.components import build_text_encoder
 from diffusers_stale.training.config import TextConfig
+from diffusers_stale.training.samples import Shown
 from diffusers_stale.training.vocabulary import build_tokenizer, save_tokenizer
 
 
@@ -121,11 +122,10 @@ class TextTask:
             right[f"accuracy_{name}"] = float(hits.float().mean()) if len(hits) else float("nan")
         return right
 
-    def sample(self, path: Path) -> None:
-        """There is nothing to be seen of a text encoder: writes a few captions with their tokens instead."""
+    def sample(self) -> Shown:
+        """There is nothing to be seen of a text encoder: a few captions with their tokens instead."""
         lines = [caption_of(sample_scene(self.config.seed, index), self.config.seed, index) for index in range(8)]
-        text = "\n".join(f"{line} | {' '.join(self.tokenizer.tokenize(line))}" for line in lines)
-        path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+        return Shown(text="".join(f"{line} | {' '.join(self.tokenizer.tokenize(line))}\n" for line in lines))
 
     def report(self) -> dict[str, Any]:
         return {}

@@ -1,13 +1,19 @@
-"""Where the figures of a run go beside its log, for the main process: TensorBoard's files and trackio."""
+"""Where the figures and pictures of a run go beside its log, for the main process: TensorBoard's files and trackio."""
 
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+import torch
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from diffusers_stale.light_field.export import write_gif
 from diffusers_stale.training.config import StageConfig
+from diffusers_stale.training.samples import MOVIE_RATE, ZOOM
 
 
 PROJECT = "diffusers-stale"
@@ -15,9 +21,16 @@ PROJECT = "diffusers-stale"
 
 
 class Tracker(Protocol):
-    """Takes scalars by name at a step, and is closed in the end."""
+    """Takes scalars by name at a step, contact sheets and movies, and is closed in the end.
+
+    A movie comes as a file and as the pixels in it, `(3, frames, height, width)` in [-1, 1].
+    """
 
     def log(self, values: dict[str, float], step: int) -> None: ...
+
+    def show_sheet(self, sheet: Path, step: int) -> None: ...
+
+    def show_movie(self, movie: Path, pixels: torch.Tensor, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -31,6 +44,23 @@ class TensorBoardTracker:
     def log(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+    def show_sheet(self, sheet: Path, step: int) -> None:
+        self._add_picture("samples/sheet", sheet, step)
+
+    def show_movie(self, movie: Path, pixels: torch.Tensor, step: int) -> None:
+        """As a GIF, the one moving picture that TensorBoard shows."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "movie.gif"
+            write_gif(path, pixels, MOVIE_RATE, zoom=ZOOM)
+            self._add_picture("samples/movie", path, step)
+
+    def _add_picture(self, tag: str, path: Path, step: int) -> None:
+        """A picture as it is in its file: `add_video` of torch needs moviepy, and `add_image` loses what moves."""
+        with Image.open(path) as opened:
+            width, height = opened.size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def close(self) -> None:
         self.writer.close()
@@ -59,6 +89,12 @@ class TrackioTracker:
 
     def log(self, values: dict[str, float], step: int) -> None:
         self.trackio.log(dict(values), step=step)
+
+    def show_sheet(self, sheet: Path, step: int) -> None:
+        self.trackio.log({"samples/sheet": self.trackio.Image(str(sheet))}, step=step)
+
+    def show_movie(self, movie: Path, pixels: torch.Tensor, step: int) -> None:
+        self.trackio.log({"samples/movie": self.trackio.Video(str(movie))}, step=step)
 
     def close(self) -> None:
         self.trackio.finish()
