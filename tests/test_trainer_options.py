@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusers_stale import StaleDiffusionPipeline
 from diffusers_stale.inflation import is_new_parameter
+from diffusers_stale.light_field.video import read_video
 from diffusers_stale.manifest import manifest_problems
 from diffusers_stale.training.averages import AVERAGES, MovingAverage, power_exponent
 from diffusers_stale.training.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint
@@ -27,6 +30,7 @@ from diffusers_stale.training.decoders import exchange_decoder
 from diffusers_stale.training.grids import Grid
 from diffusers_stale.training.loop import Trainer
 from diffusers_stale.training.processes import make_accelerator
+from diffusers_stale.training.samples import movie_of_views
 from diffusers_stale.training.stage_image import ImageTask
 from diffusers_stale.training.stage_movie import MovieTask
 from diffusers_stale.training.stages import train_stage
@@ -404,9 +408,53 @@ def test_validation_and_samples_do_not_let_memory_grow(movie_folder: Path, tmp_p
     monkeypatch.setattr(Trainer, "show", measured)
     trained_movie(movie_folder, tmp_path, max_steps=5, sample_every=1)
     assert len(sizes) == 5
-    assert len(list((tmp_path / "movie_run" / "samples").iterdir())) == 5
+    kinds = [path.suffix for path in (tmp_path / "movie_run" / "samples").iterdir()]
+    assert (kinds.count(".png"), kinds.count(".mp4"), len(kinds)) == (5, 5, 10)
     # Batches of different size may be held in turn: a leak of one sampled movie a time would be more.
     assert max(sizes[2:]) - min(sizes[2:]) < 100_000, sizes
+
+
+def test_validation_movies_are_files_and_move_in_tensorboard(movie_folder: Path, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained_movie(movie_folder, tmp_path, max_steps=2, sample_every=1, num_frames=2, moving_grids="3x3x2:1:1")
+    run = tmp_path / "movie_run"
+    for step in (1, 2):
+        movie = read_video(run / "samples" / f"step-{step:08d}.mp4")
+        # Two light fields side by side, each of 3x3 views of 32 pixels with gaps of 2, enlarged twice.
+        assert movie.shape == (3, 2, 2 * (3 * 32 + 2 * 2), 2 * (6 * 32 + 5 * 2))
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"samples/sheet", "samples/movie"}
+    for step, event in zip((1, 2), events.Images("samples/movie"), strict=True):
+        assert (event.step, event.height, event.width) == (step, 200, 404)
+        with Image.open(BytesIO(event.encoded_image_string)) as picture:
+            assert (picture.format, picture.n_frames) == ("GIF", 2)
+    (sheet, _) = events.Images("samples/sheet")
+    written = (run / "samples" / "step-00000001.png").read_bytes()
+    assert sheet.encoded_image_string == written
+
+
+@pytest.mark.parametrize(
+    ("grid", "frames", "size"),
+    [((3, 2, 4), 4, (3 * 8 + 4, 4 * 6 + 6)), ((3, 2, 1), 6, (8, 2 * 6 + 2)), ((1, 1, 5), 5, (8, 14))],
+)
+def test_a_movie_of_views_shows_every_picture_where_it_belongs(grid: tuple, frames: int, size: tuple[int, int]):
+    rows, cols, moments = grid
+    numbers = torch.arange(2 * rows * cols * moments, dtype=torch.float32).reshape(2, 1, *grid, 1, 1)
+    movie = movie_of_views((numbers / numbers.max() * 2 - 1).expand(2, 3, *grid, 8, 6))
+    assert movie.shape == (3, frames, *size)
+    seen = ((movie + 1) / 2 * numbers.max()).round()
+    if moments > 1:
+        shown = seen[0, :, ::10, ::8].reshape(moments, rows, 2, cols).permute(2, 1, 3, 0)
+        assert torch.equal(shown, numbers[:, 0, ..., 0, 0])
+    else:
+        # Row by row, to and fro, so that neighbours in time are neighbours in space.
+        assert seen[0, :, 0, 0].tolist() == [0, 1, 3, 2, 4, 5]
+
+
+def test_a_single_picture_is_no_movie():
+    assert movie_of_views(torch.zeros(2, 3, 1, 1, 1, 8, 8)) is None
 
 
 class Recorder(SimpleNamespace):
@@ -423,6 +471,21 @@ class Recorder(SimpleNamespace):
 
     def finish(self) -> None:
         self.finished += 1
+
+    def Image(self, path: str) -> tuple[str, str]:
+        return ("image", path)
+
+    def Video(self, path: str) -> tuple[str, str]:
+        return ("video", path)
+
+
+def test_sheets_and_movies_go_to_trackio_too(movie_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, "trackio", recorder)
+    trained_movie(movie_folder, tmp_path, max_steps=1, sample_every=1, trackers=("trackio",))
+    stem = tmp_path / "movie_run" / "samples" / "step-00000001"
+    assert (1, {"samples/sheet": ("image", f"{stem}.png")}) in recorder.logged
+    assert (1, {"samples/movie": ("video", f"{stem}.mp4")}) in recorder.logged
 
 
 def test_figures_go_to_trackio_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
