@@ -60,8 +60,9 @@ def origin_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     joules = report.get("joules")
     energy = f", {joules / 3600:.1f} Wh" if joules is not None else ""
     lines.append(("time", f"{report['seconds']:.0f} s, {report['core_seconds']:.0f} core-seconds{energy}"))
-    machine = report["machine"]
-    lines.append(("machine", f"{machine['gpu'] or machine['processor']}, torch {machine['torch']}"))
+    lines.append(("machine", machine_line(report["machine"])))
+    if "processes" in report:
+        lines.append(("processes", str(report["processes"])))
     for pool, leak in (report.get("contamination") or {}).items():
         share = f"{leak['leaked_fraction']:.2%} of {leak['test_scenes']} test scenes"
         lines.append(("contamination", f"{share} leaked into {pool}"))
@@ -70,6 +71,29 @@ def origin_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     code = origin["code"]
     clean = {True: "clean", False: "with changes", None: "no repository"}[code["clean"]]
     lines.append(("code", f"{code['version']}, commit {(code['commit'] or 'unknown')[:12]}, {clean}"))
+    lines.append(("packages", ", ".join(f"{name} {version}" for name, version in origin["packages"].items())))
     lines += [("data", f"{name} {digest[:16]}") for name, digest in origin["data"].items()]
     parents = origin["parents"].items()
-    return lines + [("parent", f"{name}: {each['folder']} {each['sha256'][:16]}") for name, each in parents]
+    lines += [("parent", f"{name}: {each['folder']} {each['sha256'][:16]}") for name, each in parents]
+    lines += [("command", command) for command in report.get("commands", ())]
+    settings = report.get("config", {}).items()
+    return [*lines, ("settings", ", ".join(f"{name}={_setting(value)}" for name, value in settings))]
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """What a stage ran on, as far as its report tells."""
+    parts = [machine["gpu"] or machine["processor"]]
+    if "cores" in machine:
+        parts.append(f"{machine['cores']} cores")
+    if machine.get("memory_bytes"):
+        parts.append(f"{machine['memory_bytes'] / 2**30:.0f} GiB")
+    parts += [machine[name] for name in ("instructions", "system") if machine.get(name)]
+    python = [f"Python {machine['python']}"] if "python" in machine else []
+    return ", ".join([*parts, *python, f"torch {machine['torch']}"])
+
+
+def _setting(value: Any) -> str:
+    """A setting as the command line takes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -164,6 +164,12 @@ def test_the_command_verifies_and_info_tells(copied: Path):
     told = run(app, ["info", str(copied / "movie")]).output
     assert "stage movie" in told
     assert "0.00% of 1000 test scenes leaked into static" in told
+    # All that is recorded: hardware, packages, the command, and every setting.
+    settings = read_report(copied / "movie")["config"]
+    assert all(f"{name}=" in told for name in settings)
+    assert f"torch {torch.__version__}" in told
+    assert "cores" in told
+    assert "  command " in told
     config = copied / "movie" / "unet" / "config.json"
     config.write_text(config.read_text() + " ")
     result = run(app, ["verify", str(copied / "movie"), "--steps", "0"])
