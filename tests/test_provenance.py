@@ -16,6 +16,7 @@ from diffusers_stale.cli import app
 from diffusers_stale.manifest import MANIFEST, file_hash, folder_hash, manifest_problems, write_manifest
 from diffusers_stale.training.config import PRESETS, STAGES
 from diffusers_stale.training.provenance import EnergyMeter, code_version, tensors_hash
+from diffusers_stale.training.reports import read_report
 from diffusers_stale.training.stages import train_stage
 from diffusers_stale.training.verification import environment_changes, verify_first_steps, verify_parents
 
