@@ -80,7 +80,8 @@ def search(tested: "Fingerprints", indexed: "Fingerprints") -> "DuplicateReport"
     count = len(report.matches)
     tell("near-duplicates", f"{count} of {report.tested} tested pictures ({report.share:.2%})")
     tell(
-        "searched", f"{report.indexed} pictures, {report.compared} of {report.tested * report.indexed} pairs compared"
+        "searched",
+        f"{report.indexed} pictures, by {report.compared} comparisons; pairs are {report.tested * report.indexed}",
     )
     for match in report.matches[:SHOWN_MATCHES]:
         typer.echo(

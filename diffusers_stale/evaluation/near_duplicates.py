@@ -74,7 +74,10 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateReport:
-    """`matches` of the `tested` pictures among the `indexed` ones; `compared` pairs were looked at in full."""
+    """`matches` of the `tested` pictures among the `indexed` ones, after `compared` comparisons of two pictures.
+
+    A pair that is proposed several times is compared as often.
+    """
 
     matches: tuple[Match, ...]
     tested: int
