@@ -29,6 +29,7 @@ from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.training.config import PRESETS
 from diffusers_stale.training.latents import render_clip
 from diffusers_stale.training.run_clips import open_run, training_pictures
+from diffusers_stale.training.run_clips import test_pictures as pictures_of_test_set
 from diffusers_stale.training.stages import train_stage
 
 
@@ -216,6 +217,13 @@ def test_a_run_trains_on_what_it_says_has_leaked(leaky_run: Path):
         assert torch.equal(trained.pixels, tested.pixels)
     decoded = dict(training_pictures(run))
     assert list(decoded) == [f"train:{number}" for number in range(6)]
+    # Whatever the autoencoder makes of pictures, and this one makes none, it makes the same of a leaked one.
+    seen = dict(pictures_of_test_set(run))
+    assert list(seen) == [f"test:{scene}" for scene in range(10)]
+    for number, scene in run.split.leaked.items():
+        far = {name: float((decoded[f"train:{number}"] - picture).abs().mean()) for name, picture in seen.items()}
+        assert min(far, key=far.get) == f"test:{scene}"
+        assert far[f"test:{scene}"] < 0.005
 
 
 def test_the_command_finds_the_leak_of_a_run_and_of_two_folders(leaky_run: Path, tmp_path: Path):

@@ -19,7 +19,7 @@ from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.text_encoding import encode_tokens, tokenize
 from diffusers_stale.training.config import DenoisingConfig, ImageConfig, MovieConfig
 from diffusers_stale.training.denoising import load_text
-from diffusers_stale.training.latents import PoolRequest, render_clip, render_pool
+from diffusers_stale.training.latents import PoolRequest, encode, render_clip, render_pool
 from diffusers_stale.training.reports import read_config, read_report
 from diffusers_stale.training.samples import decode_images
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
@@ -112,13 +112,12 @@ def training_pictures(clips: RunClips) -> Iterator[tuple[str, torch.Tensor]]:
 
     What the run says about its leaks is not used where the pool is there, so that it can be checked.
     """
-    name = POOLS[clips.stage]
-    files = sorted((clips.run / f"{clips.stage}_run").glob(f"{name}-*.safetensors"))
+    files = pool_files(clips)
     if not files:
         for number in clips.numbers():
             yield f"train:{number}", _middle(render_clip(clips.request, number)[0].pixels)
         return
-    vae = AutoencoderKL.from_pretrained(clips.folder / "vae", torch_dtype=torch.float32).eval()
+    vae = autoencoder_of(clips)
     for path in files:
         with safe_open(path, framework="pt") as file:
             latents, scenes = file.get_tensor("latents"), file.get_tensor("scenes").tolist()
@@ -129,10 +128,28 @@ def training_pictures(clips: RunClips) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def test_pictures(clips: RunClips) -> Iterator[tuple[str, torch.Tensor]]:
-    """One picture of every test scene, as the test set renders it."""
+    """One picture of every test scene: through the autoencoder where `training_pictures` come from there.
+
+    What an autoencoder loses would else hide leaks: it keeps less of pictures of another size than it was trained on.
+    """
     request = clips.test_request
-    for index in range(request.count):
-        yield f"test:{index}", _middle(render_clip(request, index)[0].pixels)
+    vae = autoencoder_of(clips) if pool_files(clips) else None
+    for start in range(0, request.count, DECODED):
+        numbers = range(start, min(start + DECODED, request.count))
+        pictures = torch.stack([_middle(render_clip(request, number)[0].pixels) for number in numbers])
+        if vae is not None:
+            latents = encode(vae, pictures[:, :, None, None, None], DECODED)[:, :, 0, 0, 0]
+            pictures = decode_images(vae, latents.half().float(), DECODED)
+        yield from zip((f"test:{number}" for number in numbers), pictures, strict=True)
+
+
+def pool_files(clips: RunClips) -> list[Path]:
+    """The pools that a stage was trained on, one of each process, as far as they are there."""
+    return sorted((clips.run / f"{clips.stage}_run").glob(f"{POOLS[clips.stage]}-*.safetensors"))
+
+
+def autoencoder_of(clips: RunClips) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(clips.folder / "vae", torch_dtype=torch.float32).eval()
 
 
 def _middle(clip: torch.Tensor) -> torch.Tensor:
@@ -150,7 +167,7 @@ class RunNetwork:
         kind = StaleUNet5DConditionModel if self.is_5d else UNet2DConditionModel
         self.unet = kind.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval()
         self.text_encoder, self.tokenizer = load_text(folder)
-        self.vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+        self.vae = autoencoder_of(clips)
         self.scheduler = StaleScheduler.from_pretrained(folder / "scheduler")
 
     def predict(self, sample: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ trains without it on CPUs, silently. Knows no data, no loss and no files.
 """
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -35,6 +36,8 @@ class ShardedWeights:
         self.module = module
         self.is_main = torch.distributed.get_rank() == 0
         self.kept: dict[str, nn.Module] = {}
+        # Nothing changes what blocks return in place: gradients are those of whole weights.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         for name, child in list(module.named_children()):
             if not any(parameter.requires_grad for parameter in child.parameters()):
