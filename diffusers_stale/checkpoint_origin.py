@@ -41,14 +41,17 @@ def without_repeats(record: dict[str, dict[str, Any]]) -> dict[str, dict[str, An
     return kept
 
 
-def whole_core_seconds(record: dict[str, dict[str, Any]]) -> float:
-    """Processor time of all stages in `record` and of what they started from; what was passed on counts once."""
+def whole(record: dict[str, dict[str, Any]], figure: str) -> float:
+    """Sum of a figure, such as "core_seconds", of all stages in `record` and of what they started from.
+
+    What was passed on from one checkpoint to the next counts once.
+    """
     runs: dict[str, float] = {}
     waiting = [record]
     while waiting:
         for report in waiting.pop().values():
             own = {name: value for name, value in report.items() if name != "started_from"}
-            runs[json.dumps(own, sort_keys=True)] = report["core_seconds"]
+            runs[json.dumps(own, sort_keys=True)] = report[figure]
             if report.get("started_from"):
                 waiting.append(report["started_from"])
     return sum(runs.values())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers_stale.checkpoint_origin import whole_core_seconds
+from diffusers_stale.checkpoint_origin import whole
 from diffusers_stale.hub import describe_checkpoint
 
 
@@ -118,7 +118,7 @@ def _making(reports: dict[str, dict[str, Any]]) -> str:
 
 def _effort(reports: dict[str, dict[str, Any]]) -> str:
     """Processor time with all ancestors, and the energy of it."""
-    hours = whole_core_seconds(reports) / 3600
+    hours = whole(reports, "core_seconds") / 3600
     joules = [report.get("joules") for report in reports.values()]
     if reports and None not in joules:
         return f"All in all {hours:.1f} core-hours; these stages took {sum(joules) / 3600:.0f} Wh, measured."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_stale.checkpoint_origin import whole_core_seconds, without_repeats
+from diffusers_stale.checkpoint_origin import whole, without_repeats
 from diffusers_stale.model_card import CardPicture, model_card
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.training.config import STAGES
@@ -71,7 +71,7 @@ def test_effort_counts_what_was_passed_on_once():
     first = {"text": REPORT | {"core_seconds": 100.0}, "movie": REPORT | {"core_seconds": 2000.0}}
     second = {"text": first["text"], "movie": REPORT | {"core_seconds": 300.0, "started_from": first}}
     third = {"text": first["text"], "movie": REPORT | {"core_seconds": 7.0, "started_from": second}}
-    assert whole_core_seconds(third) == 2407.0
+    assert whole(third, "core_seconds") == 2407.0
 
 
 def test_a_card_tells_energy_fingerprints_and_shows_pictures(tmp_path: Path, tiny_pipeline: StaleDiffusionPipeline):

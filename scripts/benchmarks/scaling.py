@@ -10,6 +10,10 @@ its target's variance, the mean over noise levels; and every bar of the evaluati
 fitted by a power law, shares of right answers by a line in log-odds, both over the logarithm of processor time, which
 gives the budget at which a bar would be met if things went on like this. They need not: it is a guide.
 
+    python scripts/benchmarks/scaling.py --output runs/versions --checkpoints version1 version2 version3 --grids 1x1x1
+
+measures checkpoints that are there instead, over the processor time that their provenance tells, ancestors included.
+
 Run the same command again after an interruption. OUTPUT/scaling.json holds all figures, OUTPUT/scaling.png the curves.
 """
 
@@ -33,6 +37,7 @@ from matplotlib import pyplot
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from diffusers_stale.checkpoint_origin import read_origin, whole
 from diffusers_stale.evaluation.noise_errors import measure_noise_errors
 from diffusers_stale.evaluation.prompts import held_out_prompts
 from diffusers_stale.evaluation.report import EvaluationSettings, evaluate
@@ -53,9 +58,11 @@ LONGEST = math.log(3600 * 1e6)
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="folder of the runs and of what is found")
-    parser.add_argument("--parents", required=True, type=Path, help="run folder that holds the earlier stages")
+    parser.add_argument("--parents", type=Path, help="run folder that holds the earlier stages")
     parser.add_argument("--stage", choices=("image", "movie"), default="image")
-    parser.add_argument("--steps", required=True, type=int, nargs="+", help="the budgets")
+    budgets = parser.add_mutually_exclusive_group(required=True)
+    budgets.add_argument("--steps", type=int, nargs="+", help="the budgets")
+    budgets.add_argument("--checkpoints", type=Path, nargs="+", help="pipelines with their provenance, in their order")
     parser.add_argument("--preset", default="barnyard", choices=sorted(PRESETS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in scripts/train.py")
     parser.add_argument("--grids", nargs="+", help="rows x cols x frames to evaluate (default: 1x1x1, movies 3x3x1)")
@@ -63,8 +70,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=64, help="scenes for the error (default: 64)")
     parser.add_argument("--sampling-steps", type=int, default=12)
     options = parser.parse_args()
-    if len(options.steps) < 2 or min(options.steps) < 1:
-        parser.error(f"--steps must be at least two budgets of at least 1, got {options.steps}; a curve needs them.")
+    if len(options.steps or options.checkpoints) < 2:
+        parser.error("--steps and --checkpoints must be at least two; a curve needs them.")
+    if options.steps is None:
+        options.stage = "movie"
+    elif options.parents is None or min(options.steps) < 1:
+        parser.error(f"--steps must be at least 1 and needs --parents, got {options.steps} and {options.parents}.")
     if min(options.prompts, options.scenes) < 1:
         parser.error("--prompts and --scenes must be at least 1; both are measured.")
     grids = options.grids or (["1x1x1"] if options.stage == "image" else ["3x3x1"])
@@ -80,7 +91,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     try:
-        points = [point(options, steps) for steps in sorted(set(options.steps))]
+        if options.steps is None:
+            points = [finished(options, folder) for folder in options.checkpoints]
+        else:
+            points = [point(options, steps) for steps in sorted(set(options.steps))]
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -109,8 +123,23 @@ def point(options: argparse.Namespace, steps: int) -> dict[str, Any]:
     if not (folder / options.stage / REPORT).is_file():
         train_stage(options.stage, config, folder, resume=True, parents=parents)
     report = json.loads((folder / options.stage / REPORT).read_text())
-    found = {"steps": steps, **{name: report[name] for name in ("images", "seconds", "core_seconds")}}
+    found = {"budget": f"{steps} steps", **{name: report[name] for name in ("images", "core_seconds")}}
     found |= measure(options, folder / options.stage)
+    kept.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def finished(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
+    """Measures a checkpoint that is there, unless that has been done."""
+    kept = options.output / f"{checkpoint.name}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    record = read_origin(checkpoint)
+    if not record:
+        raise ValueError(f"{checkpoint} must tell what made it, and has no provenance.json; name another one.")
+    found = {"budget": checkpoint.name, **{name: whole(record, name) for name in ("images", "core_seconds")}}
+    found |= measure(options, checkpoint)
+    options.output.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
@@ -178,12 +207,12 @@ def draw(points: list[dict[str, Any]], fits: dict[str, Any], path: Path) -> None
         (line,) = left.loglog(hours, [point["errors"][grid] for point in points], "o", label=grid)
         law = fit["factor"] * (3600 * longer) ** fit["exponent"]
         left.loglog(longer, law, "--", color=line.get_color(), linewidth=1)
-    left.set(xlabel="core-hours of the stage", ylabel="error on unseen scenes, of variance")
+    left.set(xlabel="core-hours", ylabel="error on unseen scenes, of variance")
     left.legend()
     for name in points[0]["bars"]:
         if name in SHARES:
             right.semilogx(hours, [point["bars"].get(name, {}).get("value") for point in points], "o-", label=name)
-    right.set(xlabel="core-hours of the stage", ylabel="share as told", ylim=(0, 1.03))
+    right.set(xlabel="core-hours", ylabel="share as told", ylim=(0, 1.03))
     right.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -192,14 +221,12 @@ def draw(points: list[dict[str, Any]], fits: dict[str, Any], path: Path) -> None
 def table(points: list[dict[str, Any]], fits: dict[str, Any]) -> str:
     """Markdown for docs/benchmarks.md."""
     grids, names = list(points[0]["errors"]), list(points[0]["bars"])
-    header = ["steps", "images", "core-hours", *(f"error, {grid}" for grid in grids), *names]
+    header = ["budget", "images", "core-hours", *(f"error, {grid}" for grid in grids), *names]
     lines = [header, ["---"] * len(header)]
     for each in points:
         figures = [f"{each['errors'][grid]:.4f}" for grid in grids]
         bars = [f"{each['bars'][name]['value']:.2f}" if name in each["bars"] else "" for name in names]
-        lines.append(
-            [str(each["steps"]), f"{each['images']:,}", f"{each['core_seconds'] / 3600:.2f}", *figures, *bars]
-        )
+        lines.append([each["budget"], f"{each['images']:,}", f"{each['core_seconds'] / 3600:.2f}", *figures, *bars])
     laws = [f"error, {grid}: core-hours to the power of {fit['exponent']:.3f}" for grid, fit in fits["errors"].items()]
     for name, fit in fits["bars"].items():
         hours = fit["core_hours_to_bar"]
