@@ -16,7 +16,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
-from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_angles, entropic_clock, equal_steps
+from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_angles, equal_steps, step_clock
 from diffusers_stale.robust_fit import FOLDS, robust_fit
 
 
@@ -256,8 +256,7 @@ class _Teacher:
         self.end = self.states[-1]
         self.deviation = float((self.end - self.end.mean(dim=0, keepdim=True)).square().mean().sqrt())
         self.deviation = max(self.deviation, 1e-8)
-        self.times = entropic_clock(self.angles, scheduler.clock_shift)
-        self.times = (self.times - self.times[0]) / (self.times[-1] - self.times[0])
+        self.times = scheduler.step_times(self.angles)
         # The last step moves no prediction: distance stands still over it.
         travelled = np.append(np.cumsum(moved), sum(moved))
         self.travelled = travelled / max(travelled[-1], 1e-30)
@@ -283,11 +282,10 @@ class _Teacher:
         }
 
     def state(self, angle: float) -> torch.Tensor:
-        """The trajectory's state at `angle`: Lagrange's interpolation of scaled states in entropic time."""
+        """The trajectory's state at `angle`: Lagrange's interpolation of scaled states in time."""
         if angle == 0.0:
             return self.end
-        start = entropic_clock(self.angles[:1], self.scheduler.clock_shift)[0]
-        time = (entropic_clock(np.array([angle]), self.scheduler.clock_shift)[0] - start) / (1.0 - start)
+        time = self.scheduler.step_times(np.array([angle]))[0]
         first = int(np.clip(np.searchsorted(self.times, time) - NEIGHBOURS // 2, 0, len(self.times) - NEIGHBOURS))
         knots = range(first, first + NEIGHBOURS)
         total = torch.zeros_like(self.end)
@@ -369,8 +367,21 @@ class CalibrationMixin:
 
     def uncalibrated_plan(self, steps: int, max_stale: int | None = None) -> Plan:
         """A run of `steps` steps without what a calibration or a measured clock knows."""
-        angles = entropic_angles(steps, self.process.start, self.process.end, self.clock_shift)
-        return self.plan_at(angles, max_stale)
+        return self.plan_at(self.uncalibrated_angles(steps), max_stale)
+
+    def uncalibrated_angles(self, steps: int) -> np.ndarray:
+        """`steps` descending angles of equal steps by `step_times`."""
+        start, end = self.process.start, self.process.end
+        return entropic_angles(steps, start, end, self.clock_shift, self.predicts_noise)
+
+    def step_times(self, angles: np.ndarray) -> np.ndarray:
+        """Time by which uncalibrated steps are equal at `angles`: 0 at the start of the process, 1 at no noise."""
+        return step_clock(angles, self.process.start, self.clock_shift, self.predicts_noise)
+
+    @property
+    def predicts_noise(self) -> bool:
+        """Whether errors of the network in the clean prediction grow as the noise-to-signal ratio."""
+        return self.config.prediction_type == "epsilon"
 
     def calibrate(
         self,

@@ -19,6 +19,9 @@ CLOCK_POINTS = 64
 CLOCK_ANGLES = 16384
 """Number of angles at which the clock is read to invert it."""
 
+ERROR_PART = 0.25
+"""Share of `error_clock` in the time by which steps for noise predictions are equal; the rest is entropic time."""
+
 LAST_PART = 0.89
 """Length of the last step, which leads to no noise, in entropic time, relative to the others."""
 
@@ -90,6 +93,33 @@ def entropic_clock(angles: np.ndarray, shift: float = 1.0) -> np.ndarray:
     return 1.0 - 2.0 / np.pi * turned.mean(axis=1)
 
 
+def error_clock(angles: np.ndarray, shift: float = 1.0) -> np.ndarray:
+    """How much of an error of noise predictions the end of a path has yet to feel, at the noise levels of `angles`.
+
+    An error e of the noise prediction changes sample / alpha by e dr, with r for the noise-to-signal ratio. A network
+    for Gaussian data of scale c leaves c / sqrt(c^2 + r^2) of that at the end: per unit of log r, relative to c, the
+    end moves by e r / sqrt(c^2 + r^2), whose integral is asinh(r / c). Here the mean over the scales of
+    `entropic_clock`, for ratios up to `HIGHEST_RATIO`; it falls to 0 at no noise.
+    """
+    scales = shift * np.geomspace(*CLOCK_SCALES, CLOCK_POINTS)
+    return np.arcsinh(_capped_ratio(angles)[:, None] / scales).mean(axis=1)
+
+
+def step_clock(angles: np.ndarray, start: float, shift: float = 1.0, predicts_noise: bool = False) -> np.ndarray:
+    """Time by which steps are equal, at `angles` of a process that begins at the angle `start`: from 0 to 1 at none.
+
+    Entropic time; where the network predicts noise, whose errors in the clean prediction grow as the noise-to-signal
+    ratio, with a part of `error_clock`. Errors of other predictions do not grow, and entropic time suits them.
+    """
+    begin = entropic_clock(np.array([start]), shift)
+    times = (entropic_clock(angles, shift) - begin) / (1.0 - begin)
+    if not predicts_noise:
+        return times
+    return (1.0 - ERROR_PART) * times + ERROR_PART * (
+        1.0 - error_clock(angles, shift) / error_clock(np.array([start]), shift)
+    )
+
+
 def measured_clock(angles: np.ndarray, noise_errors: np.ndarray) -> np.ndarray:
     """Entropic time at descending `angles`, from the mean squared error of the noise prediction measured at each.
 
@@ -137,10 +167,12 @@ def equal_steps(steps: int, angles: np.ndarray, times: np.ndarray, end: float) -
     return chosen
 
 
-def entropic_angles(steps: int, start: float, end: float, shift: float = 1.0) -> np.ndarray:
-    """`steps` descending angles, from `start` and not below `end`, of equal entropy by the uncalibrated clock."""
+def entropic_angles(
+    steps: int, start: float, end: float, shift: float = 1.0, predicts_noise: bool = False
+) -> np.ndarray:
+    """`steps` descending angles, from `start` and not below `end`, between which `step_clock` advances alike."""
     angles = np.linspace(start, 0.0, CLOCK_ANGLES)
-    return equal_steps(steps, angles, entropic_clock(angles, shift), end)
+    return equal_steps(steps, angles, step_clock(angles, start, shift, predicts_noise), end)
 
 
 @dataclass(frozen=True)

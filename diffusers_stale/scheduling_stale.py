@@ -32,7 +32,6 @@ from diffusers_stale.calibration import Calibration, CalibrationMixin, Entry
 from diffusers_stale.entropic_steps import (
     STALE_WEIGHTS,
     check_clock,
-    entropic_angles,
     equal_steps,
     multistep_weights,
     newest_only,
@@ -272,7 +271,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         """`steps` angles between which the entropic clock advances alike, from the end of the process on."""
         process, clock = self.process, self.clock_in_force
         if clock is None:
-            return entropic_angles(steps, process.start, process.end, self.clock_shift)
+            return self.uncalibrated_angles(steps)
         angles = np.append(np.linspace(process.start, process.end, 4096), 0.0)
         times = np.interp(-angles, -np.asarray(clock["angles"]), np.asarray(clock["times"]))
         return equal_steps(steps, angles, times + 1e-9 * np.arange(len(times)), process.end)

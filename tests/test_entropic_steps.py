@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from diffusers_stale.entropic_steps import (
+    CLOCK_POINTS,
+    CLOCK_SCALES,
     HIGHEST_RATIO,
     FreshErrors,
     entropic_angles,
     entropic_weights,
+    error_clock,
     gaussian_weights,
     newest_only,
     stale_prior,
+    step_clock,
     wandering_errors,
 )
 from diffusers_stale.scheduling_stale import StaleScheduler
@@ -117,3 +121,54 @@ def test_the_prior_has_both_kinds_of_data():
     prior = stale_prior(0.5)
     assert prior.share[prior.centre == 0.0].sum() == pytest.approx(1.0)
     assert prior.share[prior.centre > 0.0].sum() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("first", "last"), [(14.0, 3.0), (3.0, 0.5), (0.5, 0.02)])
+def test_the_clock_of_errors_is_what_an_error_of_the_noise_prediction_does_to_the_end(first, last):
+    """With y for sample / alpha and r for the noise-to-signal ratio, dy / dr is the noise prediction."""
+    scales = np.geomspace(*CLOCK_SCALES, CLOCK_POINTS)
+    ratios, path = np.geomspace(first, last, 4001), np.zeros_like(scales)
+    for here, there in zip(ratios[:-1], ratios[1:], strict=True):
+        middle = 0.5 * (here + there)
+        halfway = path + (middle - here) * (path * here / (scales**2 + here**2) + 1.0)
+        path = path + (there - here) * (halfway * middle / (scales**2 + middle**2) + 1.0)
+    ends = path * scales / np.sqrt(scales**2 + last**2)  # (from here on the network is right)
+    passed = error_clock(np.arctan([first, last]))
+    assert (-ends / scales).mean() == pytest.approx(passed[0] - passed[1], rel=1e-4)
+
+
+def test_both_clocks_count_where_noise_is_predicted():
+    start = math.atan(14.6)
+    angles = np.linspace(start, 0.0, 200)
+    entropy, both = step_clock(angles, start), step_clock(angles, start, predicts_noise=True)
+    errors = 1.0 - error_clock(angles) / error_clock(angles[:1])
+    assert both == pytest.approx(0.75 * entropy + 0.25 * errors, abs=1e-12)
+    for times in (entropy, both):
+        assert times[[0, -1]] == pytest.approx([0.0, 1.0], abs=1e-12)
+        assert (np.diff(times) > 0).all()
+
+
+@pytest.mark.parametrize("steps", [8, 10, 20])
+def test_steps_for_noise_predictions_end_nearer_where_those_err(steps):
+    """Networks for Gaussian data whose noise predictions are off by waves of the log of the noise-to-signal ratio, of
+    4 to 8 radians a factor e, against their own paths in 600 steps."""
+    generator, start = np.random.default_rng(5), math.atan(14.6)
+    scales, waves, phases = generator.uniform([[0.2], [4.0], [0.0]], [[1.5], [8.0], [6.3]], size=(3, 400))
+    noise = generator.standard_normal(400)
+
+    def end(steps: int, predicts_noise: bool) -> np.ndarray:
+        angles = np.append(entropic_angles(steps, start, 0.03, predicts_noise=predicts_noise), 0.0)
+        path, stale = noise, []
+        weights = entropic_weights(np.cos(angles), np.sin(angles), None)
+        for here, there, part in zip(angles[:-1], angles[1:], weights, strict=True):
+            alpha, sigma, ratio = math.cos(here), math.sin(here), math.tan(here)
+            error = 0.05 * ratio * np.cos(waves * math.log(ratio) + phases)
+            stale.insert(0, alpha * scales**2 * path / (alpha**2 * scales**2 + sigma**2) + error)
+            shrink = math.sin(there) / sigma
+            known = sum(weight * clean for weight, clean in zip(part, stale, strict=False))
+            path = shrink * path + (math.cos(there) - alpha * shrink) * known
+        return path
+
+    wanted = end(600, False)
+    missed = [np.sqrt(np.mean((end(steps, predicts_noise) - wanted) ** 2)) for predicts_noise in (False, True)]
+    assert missed[1] < 0.8 * missed[0]

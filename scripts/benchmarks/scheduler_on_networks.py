@@ -9,10 +9,13 @@ Networks: the default checkpoint, with each `--guidance`, as pictures (`barnyard
 four times as many samples.
 Error: root mean square distance of endpoints from those of a reference trajectory of DPM-Solver++ 2M in 200 steps from
 the same noise, relative to the deviation of endpoints; over samples again the root mean square, and the geometric mean
-("typical"). "best" is the best of `RIVALS` for each number of steps. Calibration sees other noises, and other prompts.
+("typical"). "best" is the best of `RIVALS` for each number of steps, chosen with hindsight; "fixed" the one of them
+that is best over all of them, by the geometric mean: what a user would set. Calibration sees other noises, and other
+prompts.
 """
 
 import argparse
+import math
 import sys
 import time
 import warnings
@@ -25,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import diffusers
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
 from stock_schedulers import PROCESSES, STABLE_DIFFUSION, Make, set_steps, stock_configurations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -53,6 +57,9 @@ RIVALS = (
 )
 """The configurations of `stock_configurations` that win somewhere on exact problems, and what users have."""
 
+SMALL_UNETS = {"epsilon": "sd", "flow": "flow"}
+"""Process of each."""
+
 REFERENCE_STEPS = 200
 PROMPT_SEED, CALIBRATION_SEED = 4_000_037, 1_000_003
 
@@ -79,7 +86,7 @@ def means(errors: torch.Tensor) -> tuple[float, float]:
 def compare(
     name: str, process: str, network: Network, noise: torch.Tensor, steps: list[int], ours: dict[str, StaleScheduler]
 ) -> None:
-    """Prints a line for each number of steps and each of `ours`, then the geometric means over numbers of steps."""
+    """Prints for each of `ours` a line for each number of steps, then the geometric means over numbers of steps."""
     options = our_options(process)
     reference = walk(network, StaleScheduler(**options, stale_weights="multistep"), noise, REFERENCE_STEPS)
     rivals: dict[str, Make] = {label: make for label, _, make in stock_configurations(process) if label in RIVALS}
@@ -88,28 +95,40 @@ def compare(
         distance = walk(network, scheduler, noise, count) - reference
         return means(distance.square().flatten(1).mean(1).sqrt() / reference.std())
 
-    ratios: dict[str, list[tuple[float, float]]] = {label: [] for label in ours}
-    for count in steps:
-        theirs = {}
-        for label, make in rivals.items():
-            try:
-                theirs[label] = errors(make(), count)
-            except Exception:  # (some stock schedulers raise on a zero terminal signal: they do not compete)
-                continue
-        theirs = {label: pair for label, pair in theirs.items() if pair[0] == pair[0]}
-        best = [min(theirs, key=lambda label: theirs[label][kind]) for kind in (0, 1)]
-        for label, scheduler in ours.items():
-            pair = errors(scheduler, count)
-            ratios[label].append(tuple(pair[kind] / theirs[best[kind]][kind] for kind in (0, 1)))
+    def theirs(make: Make, count: int) -> tuple[float, float]:
+        try:
+            found = errors(make(), count)
+        except Exception:  # (some stock schedulers raise on a zero terminal signal: they do not compete)
+            return (math.inf, math.inf)
+        return (math.inf, math.inf) if math.isnan(found[0]) else found
+
+    labels = list(rivals)
+    rows = [[theirs(make, count) for count in steps] for make in rivals.values()]
+    table = torch.tensor(rows, dtype=torch.float64)  # (rivals, steps, kinds of means)
+    winners, fixed = table.argmin(dim=0), table.log().mean(dim=1).argmin(dim=0)
+    for label, scheduler in ours.items():
+        found = torch.tensor([errors(scheduler, count) for count in steps], dtype=torch.float64)
+        to_best = found / table.amin(dim=0)
+        to_fixed = torch.stack([found[:, kind] / table[fixed[kind], :, kind] for kind in (0, 1)], dim=1)
+        for index, count in enumerate(steps):
             print(
-                f"{name:12} N={count:<3} {label:18} rms {pair[0]:.4f} ({ratios[label][-1][0]:.2f} of best), typical "
-                f"{pair[1]:.4f} ({ratios[label][-1][1]:.2f} of best); best {theirs[best[0]][0]:.4f} {best[0]}, "
-                f"typical {theirs[best[1]][1]:.4f} {best[1]}",
+                f"{name:12} N={count:<3} {label:18} {_words(found[index], to_best[index], to_fixed[index])}; best "
+                f"{labels[winners[index, 0]]}, typical {labels[winners[index, 1]]}",
                 flush=True,
             )
-    for label, pairs in ratios.items():
-        rms, typical = torch.tensor(pairs).log().mean(dim=0).exp().tolist()
-        print(f"{name:12} all N   {label:18} {rms:.2f} of best, typical {typical:.2f} of best", flush=True)
+        overall = [part.log().mean(dim=0).exp() for part in (found, to_best, to_fixed)]
+        print(
+            f"{name:12} all N   {label:18} {_words(*overall)}; fixed {labels[fixed[0]]}, typical {labels[fixed[1]]}",
+            flush=True,
+        )
+
+
+def _words(error: torch.Tensor, to_best: torch.Tensor, to_fixed: torch.Tensor) -> str:
+    """Of two kinds of means, `(2,)` each."""
+    return ", ".join(
+        f"{kind} {error[index]:.4f} ({to_best[index]:.2f} of best, {to_fixed[index]:.2f} of fixed)"
+        for index, kind in enumerate(("rms", "typical"))
+    )
 
 
 def with_plain(process: str, fitted: StaleScheduler, max_stale: list[int]) -> dict[str, StaleScheduler]:
@@ -151,20 +170,35 @@ def barnyard(
     compare(name, "zsnr", network, noise, steps, with_plain("zsnr", fitted, max_stale))
 
 
-def small_unet(
-    kind: str, updates: int, steps: list[int], samples: int, noises: int, max_stale: list[int], seed: int
-) -> None:
-    """A UNet of diffusers on renderings of 16 x 16, trained for so many `updates`; its averaged weights."""
-    process = "flow" if kind == "flow" else "sd"
-    pictures = torch.stack(
-        [render_scene(sample_scene(5 + seed, index), 1, 1, 1, 16, 16).pixels[:, 0, 0, 0] for index in range(2000)]
-    )
+def trained_unet(kind: str, updates: int, seed: int, cache: Path | None) -> Network:
+    """A UNet of diffusers on renderings of 16 x 16, trained for so many `updates`; its averaged weights, which `cache`
+    keeps."""
+    kept = None if cache is None else cache / f"{kind}-{updates}-{seed}.safetensors"
     torch.manual_seed(seed)
     model = UNet2DModel(
         sample_size=16, block_out_channels=(32, 64), norm_num_groups=16, layers_per_block=1,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    scheduler, optimizer = StaleScheduler(**our_options(process)), torch.optim.AdamW(model.parameters(), 1e-3)
+    if kept is not None and kept.exists():
+        model.load_state_dict(load_file(kept))
+    else:
+        model = _trained(model, StaleScheduler(**our_options(SMALL_UNETS[kind])), updates, seed)
+        if kept is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            save_file(model.state_dict(), kept)
+    model.eval().requires_grad_(False)
+
+    def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return model(sample, timestep).sample
+
+    return network
+
+
+def _trained(model: UNet2DModel, scheduler: StaleScheduler, updates: int, seed: int) -> torch.nn.Module:
+    pictures = torch.stack(
+        [render_scene(sample_scene(5 + seed, index), 1, 1, 1, 16, 16).pixels[:, 0, 0, 0] for index in range(2000)]
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     for update in range(updates):
         optimizer.param_groups[0]["lr"] = 1e-3 * (1.0 - update / updates)
@@ -176,16 +210,25 @@ def small_unet(
         loss.backward()
         optimizer.step()
         averaged.update_parameters(model)
-    averaged.eval().requires_grad_(False)
+    return averaged.module
 
-    def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return averaged(sample, timestep).sample
 
+def small_unet(
+    kind: str, updates: int, steps: list[int], samples: int, noises: int, max_stale: list[int], seed: int,
+    cache: Path | None,
+) -> None:  # fmt: skip
+    process = SMALL_UNETS[kind]
+    network = trained_unet(kind, updates, seed, cache)
+    scheduler = StaleScheduler(**our_options(process))
     noise = torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(9 + seed))
     generator = torch.Generator().manual_seed(CALIBRATION_SEED + seed)
-    if noises:
-        scheduler.calibrate(network, (3, 16, 16), steps, generator, noises=noises, held_out=noises // 2, batch_size=64)
-    compare(f"small {kind}", process, network, noise, steps, with_plain(process, scheduler, max_stale))
+    with torch.no_grad():
+        if noises:
+            held_out = noises // 2
+            scheduler.calibrate(
+                network, (3, 16, 16), steps, generator, noises=noises, held_out=held_out, batch_size=64
+            )
+        compare(f"small {kind}", process, network, noise, steps, with_plain(process, scheduler, max_stale))
 
 
 def step_time(rounds: int = 30, steps: int = 20) -> None:
@@ -227,6 +270,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--noises", type=int, default=16, help="to calibrate on, and half as many held out; 0: do not")
     parser.add_argument("--updates", type=int, default=600, help="of each small UNet in training")
+    parser.add_argument("--cache", type=Path, help="folder that keeps small UNets, to train each only once")
     parser.add_argument("--max-stale", nargs="*", type=int, default=[], help="also uncalibrated, with at most so many")
     parser.add_argument("--seed", type=int, default=0, help="of small UNets, what they learn from, prompts and noises")
     parser.add_argument("--step-time", action="store_true", help="time steps, and nothing else")
@@ -246,7 +290,7 @@ def main() -> None:
     for network in arguments.networks:
         if not network.startswith("barnyard"):
             sizes = (4 * arguments.samples, 2 * arguments.noises, arguments.max_stale, arguments.seed)
-            small_unet(network, arguments.updates, arguments.steps, *sizes)
+            small_unet(network, arguments.updates, arguments.steps, *sizes, arguments.cache)
 
 
 if __name__ == "__main__":
