@@ -103,7 +103,11 @@ def write(path: Path, picture: torch.Tensor, frame_rate: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", type=Path, default=Path(__file__).resolve().parent.parent / "docs", help="folder")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="pictures that are made again; all by default")
     arguments = parser.parse_args()
+    known = {*PROJECTIONS, *DISPLAYS}
+    if arguments.only and not known.issuperset(arguments.only):
+        parser.error(f"expected names of {', '.join(sorted(known))}, got {' '.join(arguments.only)}")
     folder = arguments.docs / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
     movie = barnyard()
@@ -125,7 +129,9 @@ def main() -> None:
     ):
         lines += [f"## {title}", ""]
         for name, function in choices.items():
-            write(folder / f"{name}.webp", picture_of(movie, name, function, options.get(name, {})), movie.frame_rate)
+            if name in (arguments.only or known):
+                picture = picture_of(movie, name, function, options.get(name, {}))
+                write(folder / f"{name}.webp", picture, movie.frame_rate)
             said = (inspect.getdoc(function) or "").splitlines()[0]
             lines += [
                 f"### {name}",

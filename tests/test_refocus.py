@@ -6,6 +6,8 @@ import torch
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.light_field import CameraGrid, LightField
+from diffusers_stale.light_field.between_cameras import parabolas, shares_of_cameras, stillness
+from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.moved_sums import moved_sum, moved_sum_of_bytes
 from diffusers_stale.light_field.refocus import SHAPES, aperture_weights, refocus, refocused_frames
 from diffusers_stale.light_field.shifting import shifted
@@ -162,3 +164,42 @@ def test_pixels_that_are_no_numbers_are_named():
     with pytest.raises(ValueError, match="none is in the middle"):
         refocus(torch.zeros(3, 2, 2, 1, 8, 8), aperture=0.0)
     refocus(torch.zeros(3, 2, 2, 1, 8, 8), aperture=0.0, densify=2)
+
+
+@pytest.mark.parametrize("cameras", [1, 2, 3, 5])
+@pytest.mark.parametrize("densify", [1, 2, 4])
+def test_parabolas_through_cameras_are_exact_for_parabolas(cameras: int, densify: int):
+    parts = parabolas(cameras, densify)
+    assert parts.shape == ((cameras - 1) * densify + 1, cameras)
+    torch.testing.assert_close(parts[::densify], torch.eye(cameras))
+    places = torch.arange(cameras).float(), torch.arange(len(parts)) / densify
+    for power in range(min(cameras, 3)):
+        torch.testing.assert_close(parts @ places[0] ** power, places[1] ** power)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nine_cameras_blur_as_the_whole_lens_does(shape: str):
+    weights = aperture_weights(3, 3, None, shape, densify=8)
+    shares = shares_of_cameras(weights, 8)
+    fine, coarse = torch.linspace(-1, 1, 17), torch.linspace(-1, 1, 3)
+    for rows, cols in ((0, 0), (2, 0), (0, 2), (2, 2), (1, 1)):
+        whole = (weights * fine[:, None] ** rows * fine**cols).sum() / weights.sum()
+        torch.testing.assert_close((shares * coarse[:, None] ** rows * coarse**cols).sum(), whole, atol=1e-6, rtol=0)
+    assert shares_of_cameras(aperture_weights(2, 3, densify=2), 2) is None
+
+
+def test_a_lens_is_near_the_dense_truth_where_hardly_anything_moves():
+    """At zero disparity of a movie of little parallax plain adding is good already."""
+    clip = render_scene(sample_scene(0, 1), 9, 9, 1, 48, 48, baseline=0.5, spacing=0.25)
+    truth, sparse = refocus(clip.pixels, 0.0), clip.pixels[:, ::4, ::4]
+    gain = psnr(refocus(sparse, 0.0, densify=4, max_disparity=1.5), truth) - psnr(refocus(sparse, 0.0), truth)
+    assert gain > 6
+
+
+@pytest.mark.parametrize(("disparity", "believed"), [(0.0, 1.0), (-0.5, 1.0), (1.0, 0.5), (-1.5, 0.0), (3.0, 0.0)])
+def test_parabolas_are_believed_where_hardly_anything_moves(disparity: float, believed: float):
+    maps = torch.zeros(3, 3, 24, 24)
+    maps[1, 1, 12, 12] = disparity
+    part = stillness(Interpolator(torch.zeros(3, 3, 3, 24, 24), 3.0, maps))
+    assert part[10:15, 10:15].unique().tolist() == pytest.approx([believed])
+    assert part[:10].min() == part[:, 15:].min() == 1.0

@@ -30,6 +30,9 @@ LARGEST_SLOPE = 0.75
 NOISE = 2e-3
 """Mean square of a difference of neighbouring pixels, of [-1, 1], below which there is no texture to speak of."""
 
+BENT = 12.0
+"""How much it counts against a line that it is bent, beside the squares of gradients."""
+
 WIDER = 0.1
 """Weight of the surroundings beside a pixel's own measurement where `depth_map` fills gaps."""
 
@@ -115,7 +118,7 @@ def _depth_of(moment: torch.Tensor, shears: Sequence[float]) -> tuple[torch.Tens
 
 def _slope(moment: torch.Tensor, shear: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Disparity beside `shear`, and confidence, from the structure tensor of epipolar images of both axes together."""
-    along = across = both = 0.0
+    along = across = both = bent = 0.0
     for axis, picture_axis in ((1, -2), (2, -1)):
         count = moment.shape[axis]
         if count == 1:
@@ -123,23 +126,43 @@ def _slope(moment: torch.Tensor, shear: float) -> tuple[torch.Tensor, torch.Tens
         other = 3 - axis
         lines = moment.select(other, (moment.shape[other] - 1) // 2)
         coordinates = view_coordinates(count).tolist()
+        views = [_sheared(view, shear, coordinates[index], picture_axis) for index, view in enumerate(lines.unbind(1))]
         # The three views in the middle, or two: lines are straight there even where something hides them farther out.
         used = [index for index, coordinate in enumerate(coordinates) if abs(coordinate) <= 1.0]
-        views = [_sheared(lines[:, index], shear, coordinates[index], picture_axis) for index in used]
         spread = sum(coordinates[index] ** 2 for index in used)
-        change = sum(coordinates[index] * view for index, view in zip(used, views, strict=True)) / spread
-        gradient = sum(_difference(view, picture_axis) for view in views) / len(views)
-        along = along + gradient.square().sum(dim=0)
-        across = across + (gradient * change).sum(dim=0)
+        change = sum(coordinates[index] * views[index] for index in used) / spread
+        middle = sum(views[index] for index in used) / len(used)
+        along = along + _difference(middle, picture_axis).square().sum(dim=0)
+        across = across + (_difference(middle, picture_axis) * change).sum(dim=0)
         both = both + change.square().sum(dim=0)
+        bent = bent + _bent(views, coordinates, middle, change)
     along, across, both = (box_mean(part, WINDOW) for part in (along, across, both))
     # What stands at x - d * u changes from view to view by d times its gradient: the least squares of that.
     slope = across / (along + 1e-8)
     coherence = ((along - both).square() + 4 * across.square() + 1e-20).sqrt() / (along + both + 1e-8)
     # Of an even line nothing remains but rounding; the part of the change that the slope does not explain tells more.
     unexplained = (both - slope * across).clamp(min=0.0)
-    confidence = coherence * along / (along + NOISE + 4 * unexplained)
+    confidence = coherence * along / (along + NOISE + 4 * unexplained + BENT * bent)
     return slope, confidence
+
+
+def _bent(
+    views: Sequence[torch.Tensor], coordinates: Sequence[float], middle: torch.Tensor, change: torch.Tensor
+) -> torch.Tensor:
+    """How far views are from a straight line through the middle ones, on the side that fits better.
+
+    Lines that repeat themselves, as the boards of a wall do, can agree in three views by chance, and no longer in the
+    outer ones.
+    """
+    sides = []
+    for sign in (-1, 1):
+        off = [
+            (view - middle - coordinate * change).square().sum(dim=0)
+            for view, coordinate in zip(views, coordinates, strict=True)
+            if coordinate * sign > 0
+        ]
+        sides.append(box_mean(sum(off) / len(off), WINDOW))
+    return torch.minimum(*sides)
 
 
 def _sheared(view: torch.Tensor, shear: float, coordinate: float, picture_axis: int) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 What is off that plane is blurred as by a lens as large as the aperture. Where few views stand far apart, the blur
 falls into separate copies (ghosts) as soon as a thing moves by more than about a pixel from view to view, beyond what
-the shift makes up for; `densify` interpolates views between the cameras first. Method: R. Ng et al., "Light Field
+the shift makes up for; `densify` interpolates views between the cameras first, and at zero disparity, where nothing
+moves so far, it takes what `between_cameras` makes of the cameras themselves. Method: R. Ng et al., "Light Field
 Photography with a Hand-held Plenoptic Camera", 2005.
 """
 
@@ -15,6 +16,7 @@ import torch
 
 from diffusers_stale.axes import check_count, displaced, view_coordinates
 from diffusers_stale.light_field.antialiasing import prefiltered
+from diffusers_stale.light_field.between_cameras import shares_of_cameras, stillness
 from diffusers_stale.light_field.camera_grid import check_number
 from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.file import LightFieldFile
@@ -66,7 +68,7 @@ def refocus(
     lens = Lens.of(pixels, plane, aperture, shape, densify)
     if prefilter:
         pixels = _spread_within(pixels, lens, plane, reach, densify)
-    pictures = (_picture(lens, moment, densify, reach) for moment in pixels.unbind(3))
+    pictures = (_picture(lens, moment, plane, densify, reach) for moment in pixels.unbind(3))
     return torch.stack([_as_pixels(pixels, picture, densify) for picture in pictures], dim=1)
 
 
@@ -127,6 +129,16 @@ class Lens:
             return moved_sum_of_bytes(moment, self.weights, self.down, self.right).div_(self.met)
         return self.gathered(lambda r, c: moment[:, r, c])
 
+    def interpolated(self, views: Interpolator, focus: float, densify: int) -> torch.Tensor:
+        """What the lens sees at `focus` through views from between the cameras, shape `(3, height, width)`."""
+        moving = self.gathered(lambda r, c: views.view(r / densify, c / densify))
+        shares = shares_of_cameras(torch.tensor(self.weights), densify)
+        # Off that plane cameras have to be moved: nearly whole pixels were tried there, and lost.
+        if shares is None or focus != 0.0:
+            return moving
+        still = sum(views.views[:, r, c] * float(shares[r, c]) for r, c in torch.nonzero(shares).tolist())
+        return moving + stillness(views) * (still - moving)
+
 
 def _spread_within(pixels: torch.Tensor, lens: Lens, focus: float, reach: float, densify: int) -> torch.Tensor:
     """Pixels that are prefiltered as far as the lens goes; beyond it nothing is spread into the picture."""
@@ -138,11 +150,10 @@ def _spread_within(pixels: torch.Tensor, lens: Lens, focus: float, reach: float,
     return spread
 
 
-def _picture(lens: Lens, moment: torch.Tensor, densify: int, reach: float) -> torch.Tensor:
+def _picture(lens: Lens, moment: torch.Tensor, focus: float, densify: int, reach: float) -> torch.Tensor:
     """One moment through the lens, of the grid that is `densify` times as dense; of bytes between 0 and 255."""
     if densify > 1:
-        views = Interpolator(as_float(moment), reach)
-        return lens.gathered(lambda r, c: views.view(r / densify, c / densify))
+        return lens.interpolated(Interpolator(as_float(moment), reach), focus, densify)
     if moment.dtype == torch.uint8:
         return lens.gathered_bytes(moment)
     return lens.gathered(lambda r, c: moment[:, r, c])

@@ -20,6 +20,9 @@ from diffusers_stale.light_field.refocus import Lens, refocus
 
 VIEW_BAR = 32.0
 GAIN_BAR = 6.0
+FOCUS = ["far", "zero", "near"]
+"""On the least disparity of the scene, on none, on the largest."""
+
 MARGIN = 0.5
 """Pixels that are searched beyond the largest disparity of the scene."""
 
@@ -38,14 +41,17 @@ def view_quality(seed: int, index: int, size: int) -> list[float]:
     return [psnr(views.view(r / 2, c / 2), dense[:, r, c]) for r, c in between]
 
 
-def refocus_quality(seed: int, index: int, size: int, densify: int, bound: bool) -> dict[str, dict[str, float]]:
+def refocus_quality(
+    seed: int, index: int, size: int, densify: int, bound: bool, focus: list[str]
+) -> dict[str, dict[str, float]]:
     """PSNR against the refocused 17x17 grid, focused far, at 0 and near, by every way."""
     clip = render_scene(sample_scene(seed, index), 17, 17, 1, size, size, spacing=1 / 8)
     dense, sparse = clip.pixels, clip.pixels[:, ::8, ::8]
     reach, known = 8 * float(clip.disparity.abs().max()) + MARGIN, 8 * clip.disparity[::8, ::8, 0]
     planes = {"far": 8 * float(clip.disparity.min()), "zero": 0.0, "near": 8 * float(clip.disparity.max())}
     found = {}
-    for name, plane in planes.items():
+    for name in focus:
+        plane = planes[name]
         truth = refocus(dense, plane / 8)
         ways = {"plain": {}, "prefiltered": {"prefilter": True}, "densified": {"densify": densify}}
         found[name] = {
@@ -54,8 +60,7 @@ def refocus_quality(seed: int, index: int, size: int, densify: int, bound: bool)
         if bound:
             views = Interpolator(sparse[:, :, :, 0], reach, known)
             lens = Lens.of(sparse, plane, None, "disc", densify)
-            seen = lens.gathered(lambda r, c, views=views: views.view(r / densify, c / densify))
-            found[name]["bound"] = psnr(seen, truth[:, 0])
+            found[name]["bound"] = psnr(lens.interpolated(views, plane, densify), truth[:, 0])
     return found
 
 
@@ -66,14 +71,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
     parser.add_argument("--densify", type=int, default=4, help="views for one step between cameras")
     parser.add_argument("--bound", action="store_true", help="interpolate by true disparities too")
+    parser.add_argument("--focus", nargs="+", choices=FOCUS, default=FOCUS, help="where; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    views, gains = [], {"far": [], "zero": [], "near": []}
+    views, gains = [], {name: [] for name in arguments.focus}
     for index in range(arguments.scenes):
         quality = view_quality(arguments.seed, index, arguments.size)
         views.append(quality)
         line = f"scene {index:2}: views {sum(quality) / len(quality):.1f} dB, worst {min(quality):.1f}"
-        found = refocus_quality(arguments.seed, index, arguments.size, arguments.densify, arguments.bound)
+        sizes = arguments.size, arguments.densify
+        found = refocus_quality(arguments.seed, index, *sizes, arguments.bound, arguments.focus)
         for name, ways in found.items():
             plain = ways.pop("plain")
             gains[name].append({way: value - plain for way, value in ways.items()})
