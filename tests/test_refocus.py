@@ -199,7 +199,7 @@ def test_a_lens_is_near_the_dense_truth_where_hardly_anything_moves():
 @pytest.mark.parametrize(("disparity", "believed"), [(0.0, 1.0), (-0.5, 1.0), (1.0, 0.5), (-1.5, 0.0), (3.0, 0.0)])
 def test_parabolas_are_believed_where_hardly_anything_moves(disparity: float, believed: float):
     maps = torch.zeros(3, 3, 24, 24)
-    maps[1, 1, 12, 12] = disparity
-    part = stillness(Interpolator(torch.zeros(3, 3, 3, 24, 24), 3.0, maps))
+    maps[1, 2, 12, 12] = disparity
+    part = stillness(Interpolator(torch.zeros(3, 3, 3, 24, 24), 3.0, maps), shares_of_cameras(torch.ones(5, 5), 2))
     assert part[10:15, 10:15].unique().tolist() == pytest.approx([believed])
     assert part[:10].min() == part[:, 15:].min() == 1.0

@@ -56,9 +56,9 @@ def shares_of_cameras(weights: torch.Tensor, densify: int) -> torch.Tensor | Non
     return rows.T @ (weights / weights.sum()) @ cols
 
 
-def stillness(views: Interpolator) -> torch.Tensor:
+def stillness(views: Interpolator, shares: torch.Tensor) -> torch.Tensor:
     """How far parabolas are to be believed by a lens focused on disparity 0: from 0 to 1, shape `(height, width)`."""
-    middle = [(count - 1) / 2 for count in views.views.shape[1:3]]
-    moves = views.disparity_at(*middle).abs()
-    around = F.max_pool2d(moves[None, None], WINDOW, 1, WINDOW // 2)[0, 0]
+    maps = [views.disparity(row, col).abs() for row, col in torch.nonzero(shares).tolist()]
+    most = torch.stack(maps).amax(dim=0)
+    around = F.max_pool2d(most[None, None], WINDOW, 1, WINDOW // 2)[0, 0]
     return ((MOVING - around) / (MOVING - STILL)).clamp(0.0, 1.0)

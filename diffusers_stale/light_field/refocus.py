@@ -137,7 +137,7 @@ class Lens:
         if shares is None or focus != 0.0:
             return moving
         still = sum(views.views[:, r, c] * float(shares[r, c]) for r, c in torch.nonzero(shares).tolist())
-        return moving + stillness(views) * (still - moving)
+        return moving + stillness(views, shares) * (still - moving)
 
 
 def _spread_within(pixels: torch.Tensor, lens: Lens, focus: float, reach: float, densify: int) -> torch.Tensor:
