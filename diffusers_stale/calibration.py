@@ -30,7 +30,7 @@ Model = Callable[..., torch.Tensor]
 `(batch, *shape)`, `conditions` those of its noises."""
 
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the distance that clean predictions travel, the rest being entropic time; held-out noise chooses."""
+"""Shares of the distance that clean predictions travel, the rest being `step_clock`; held-out noise chooses."""
 
 TEACHER_STALE = 2
 """Stale outputs of the teacher: its many steps need no more, and more would carry on what is rough in a network."""

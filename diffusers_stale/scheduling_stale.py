@@ -96,8 +96,8 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         prediction_type: what the network predicts: `epsilon`, `v_prediction`, `sample`, or `flow_prediction` (noise
             minus clean sample, on the straight line between them; the betas then mean nothing).
         rescale_betas_zero_snr: shift the schedule so that nothing of the clean sample is left at its end.
-        timestep_spacing: `entropic` (equal entropy; timesteps are no whole numbers), or one of diffusers': `trailing`,
-            `leading`, `linspace` (table 2 of arXiv 2305.08891).
+        timestep_spacing: `entropic` (equal entropy, and for `epsilon` more steps at much noise; timesteps are no whole
+            numbers), or one of diffusers': `trailing`, `leading`, `linspace` (table 2 of arXiv 2305.08891).
         steps_offset: added to the timesteps of `leading`.
         timestep_type: `continuous` for Stable Video Diffusion's timesteps, a quarter of the log of noise to signal,
             between `sigma_min` and `sigma_max`.
