@@ -21,6 +21,7 @@ from diffusers_stale.training.config_files import read_configs
 from diffusers_stale.training.processes import LaunchError
 from diffusers_stale.training.reports import REPORT, read_report
 from diffusers_stale.training.stages import train_stage
+from diffusers_stale.training.stopping import StoppedError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,6 +83,11 @@ def main() -> int:
             train_stage(stage, config, arguments.output, arguments.resume, parents)
         if arguments.push_to_hub is not None and is_main():
             push(arguments.output, arguments.push_to_hub, about)
+    except StoppedError as error:
+        # All is saved, and who told it to stop does not wait long: libraries may take seconds to be taken down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code)
     except (ValueError, OSError, FloatingPointError, LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -151,7 +151,7 @@ class Trainer:
             if self.stale.alike:
                 seconds, kind = self.agreed(stop)
                 if kind and self.fraction(seconds) < 1.0:
-                    self.stop(kind)
+                    self.stop(kind, trackers)
                 if seconds - saved > self.config.save_every and self.fraction(seconds) < 1.0:
                     self.save()
                     saved = seconds
@@ -188,12 +188,14 @@ class Trainer:
             tracker.close()
         return figures
 
-    def stop(self, kind: int) -> None:
+    def stop(self, kind: int, trackers: list[Tracker]) -> None:
         """Saves, says so, and raises `StoppedError`."""
         self.save()
         if self.accelerator.is_main_process:
             name = signal.Signals(kind).name
             self.say(f"stopped by {name} and saved after step {self.step}; the same command with --resume goes on")
+        for tracker in trackers:
+            tracker.close()
         raise StoppedError(128 + kind)
 
     def train_step(self, fraction: float) -> tuple[torch.Tensor, float]:
