@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffusers_stale.chunking import rows_of_width
 from diffusers_stale.windows import Windows
 
 
@@ -123,7 +124,11 @@ def unet_values(
     if rows_at_once is None:
         return images * (skips + UNET_COPIES * widest)
     of_part = max(
-        count * max(COPIES_OF_PART * min(max(rows_at_once, area), images * area), COPIES_OF_VIEWS * views * area)
+        count
+        * max(
+            COPIES_OF_PART * min(max(rows_of_width(rows_at_once, count), area), images * area),
+            COPIES_OF_VIEWS * views * area,
+        )
         for area, count in zip(pixels, channels, strict=True)
     )
     return images * (skips + UNET_COPIES_IN_PARTS * widest) + of_part

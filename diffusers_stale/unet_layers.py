@@ -21,6 +21,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from diffusers.utils.torch_utils import apply_freeu
 from torch import nn
 
+from diffusers_stale.channels_last import QuickGroupNorm, QuickUpsample, be_quick, has_channels_last, layout_of
 from diffusers_stale.chunking import EVERYTHING, Chunking, joined, parts, parts_within
 from diffusers_stale.recomputation import keep_less
 from diffusers_stale.shared_text import share_text
@@ -53,6 +54,12 @@ class Conditions(NamedTuple):
     cross_attention_kwargs: dict[str, Any] | None
     loop: bool = False
     chunking: Chunking = EVERYTHING
+    layout: torch.memory_format = torch.contiguous_format
+
+    @property
+    def quick(self) -> bool:
+        """Whether layers are to compute as `channels_last.py` says."""
+        return self.layout is torch.channels_last
 
     def text_of_images(self) -> torch.Tensor:
         """The text of each image, for layers that cannot share one; shape `(images, tokens, channels)`."""
@@ -139,7 +146,7 @@ class StaleBlock(nn.Module):
         and a part of another.
         """
         total, movies = len(images[0]), len(conditions.text)
-        at_once = conditions.chunking.count(images[0].shape[2] * images[0].shape[3])
+        at_once = conditions.chunking.count(images[0])
         results = (
             (part, layer(*(one[part] for one in images), conditions.of_part(some, part)))
             for some, part in parts_within(movies, total // movies, at_once)
@@ -148,7 +155,8 @@ class StaleBlock(nn.Module):
 
     def resolve(self, index: int, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """Resnet `index`."""
-        return self.run(self.resnets[index], hidden_states, conditions.time_embedding)
+        how = (True,) if conditions.quick else ()
+        return self.run(self.resnets[index], hidden_states, conditions.time_embedding, *how)
 
     def see(self, index: int, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """Resnet `index` and the 2D attention after it."""
@@ -172,6 +180,7 @@ class StaleBlock(nn.Module):
             hidden_states,
             encoder_hidden_states=conditions.text,
             cross_attention_kwargs=conditions.cross_attention_kwargs,
+            quick=conditions.quick,
             return_dict=False,
         )[0]
 
@@ -182,9 +191,9 @@ class StaleBlock(nn.Module):
         frames, time_layer = conditions.grid.frames, self.motion_modules[index]
 
         def moved(images: torch.Tensor) -> torch.Tensor:
-            lines = conditions.chunking.lines(images, frames)
-            if lines is not None and not torch.is_grad_enabled():
-                return moved_in_parts(time_layer, images, frames, lines)
+            if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+                lines = conditions.chunking.lines(images, frames)
+                return moved_in_parts(time_layer, images, frames, lines, conditions.quick)
             no_text, no_timestep, no_labels = None, None, None
             return self.run(time_layer, images, no_text, no_timestep, no_labels, frames)
 
@@ -211,7 +220,8 @@ class StaleBlock(nn.Module):
         for movie in range(grid.batch):
             for part in parts(grid.frames, at_once):
                 some = light_field[movie, :, part]
-                seen = self.run(view_layer, some.flatten(0, 1), grid.of_part(movie, some.shape[1]))
+                images = some.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
+                seen = self.run(view_layer, images, grid.of_part(movie, some.shape[1]))
                 seen = seen.unflatten(0, some.shape[:2])
                 if whole is None:
                     results.append(seen)
@@ -311,8 +321,13 @@ def resample(
 ) -> torch.Tensor:
     """Images at another resolution: of that `size`, where an upsampler is told one."""
     if isinstance(layer, ResnetBlock2D):
-        return layer(images, conditions.time_embedding)
-    return layer(images) if size is None else layer(images, size)
+        resampled = layer(images, conditions.time_embedding)
+    elif isinstance(layer, QuickUpsample):
+        resampled = layer(images, size, conditions.quick)
+    else:
+        resampled = layer(images)
+    # (diffusers' upsampler turns many images to the usual layout.)
+    return resampled.contiguous(memory_format=conditions.layout)
 
 
 def circular(layer: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, frames: int) -> torch.Tensor:
@@ -323,24 +338,23 @@ def circular(layer: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor
     """
     lines, middle = images.unflatten(0, (-1, frames)), frames // 2
     turned = (layer(lines.roll(middle - frame, dims=1).flatten(0, 1)) for frame in range(frames))
-    return torch.stack([line.unflatten(0, (-1, frames))[:, middle] for line in turned], dim=1).flatten(0, 1)
+    whole = torch.stack([line.unflatten(0, (-1, frames))[:, middle] for line in turned], dim=1).flatten(0, 1)
+    return whole.contiguous(memory_format=layout_of(images))
 
 
 def moved_in_parts(
-    layer: AnimateDiffTransformer3D, images: torch.Tensor, frames: int, lines_at_once: int
+    layer: AnimateDiffTransformer3D, images: torch.Tensor, frames: int, lines_at_once: int | None, quick: bool
 ) -> torch.Tensor:
     """What `layer` makes of `images`, some views at a time, and of these some lines of pixels through time at a time.
 
     The same as its own `forward`, whose transformer knows nothing of neighbouring lines; only its normalization does.
     """
-    channels, height, width = images.shape[1:]
+    height, width = images.shape[2:]
     whole = torch.empty_like(images)
-    views_at_once = max(lines_at_once // (height * width), 1)
+    views_at_once = None if lines_at_once is None else max(lines_at_once // (height * width), 1)
     movies, results = images.unflatten(0, (-1, frames)), whole.unflatten(0, (-1, frames))
     for views in parts(len(movies), views_at_once):
-        normed = layer.norm(movies[views].transpose(1, 2))
-        lines = normed.permute(0, 3, 4, 2, 1).reshape(-1, frames, channels)
-        del normed
+        lines = normed_movies(layer.norm, movies[views], quick).permute(0, 3, 4, 2, 1).flatten(0, 2)
         for part in parts(len(lines), lines_at_once):
             states = layer.proj_in(lines[part])
             for block in layer.transformer_blocks:
@@ -349,6 +363,17 @@ def moved_in_parts(
         residual = lines.unflatten(0, (-1, height, width)).permute(0, 3, 4, 1, 2)
         torch.add(movies[views], residual, out=results[views])
     return whole
+
+
+def normed_movies(norm: QuickGroupNorm, movies: torch.Tensor, quick: bool) -> torch.Tensor:
+    """What `norm` makes of each of `movies`; shape `(views, channels, frames, height, width)`.
+
+    `movies` has shape `(views, frames, channels, height, width)`. With channels last it is normed as one tall image.
+    """
+    if not (quick and has_channels_last(movies[0])):
+        return norm(movies.transpose(1, 2))
+    tall = movies.permute(0, 1, 3, 4, 2).flatten(1, 2).permute(0, 3, 1, 2)
+    return norm(tall, quick=True).unflatten(2, (movies.shape[1], -1))
 
 
 def time_layer(channels: int, options: NewLayerOptions) -> AnimateDiffTransformer3D:
@@ -372,6 +397,7 @@ def time_layer(channels: int, options: NewLayerOptions) -> AnimateDiffTransforme
     )
     zeroed(layer.proj_out)
     keep_less(layer)
+    be_quick(layer)
     return layer
 
 

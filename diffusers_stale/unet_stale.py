@@ -9,6 +9,7 @@ How it differs from its nearest relatives:
 This file checks input, embeds the conditions and walks through the blocks. It knows no noise.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 
 from diffusers_stale.axes import (
     AXES,
+    GRID_AXES,
     IMAGE_AXES,
     check_count,
     check_light_field,
@@ -28,7 +30,8 @@ from diffusers_stale.axes import (
     unfold,
     view_coordinates,
 )
-from diffusers_stale.chunking import Chunking, in_parts
+from diffusers_stale.channels_last import be_quick, suits
+from diffusers_stale.chunking import in_parts
 from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable, of_levels, view_layer_types_of_levels
 from diffusers_stale.unet_layers import Conditions, NewLayerOptions, StaleDownBlock, StaleMidBlock, StaleUpBlock
 from diffusers_stale.unet_switches import SwitchesMixin
@@ -189,6 +192,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         self.conv_out = spatial.conv_out
         self.view_embedding = self.new_view_embedding()
         self.known_in = self.new_known_in()
+        be_quick(self)
 
     @classmethod
     def from_unet2d(cls, unet2d: UNet2DConditionModel, **new_layer_options: Any) -> "StaleUNet5DConditionModel":
@@ -302,6 +306,8 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         time_embedding = self.embed_conditions(
             sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs
         )
+        images = math.prod(axis_sizes[name] for name in GRID_AXES)
+        layout = torch.channels_last if suits(sample, images) else torch.contiguous_format
         conditions = Conditions(
             time_embedding=self.embed_views(time_embedding, grid),
             text=self.text_of_movies(encoder_hidden_states),
@@ -309,12 +315,13 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             cross_attention_kwargs=cross_attention_kwargs,
             loop=loop,
             chunking=self.chunking(sample.device),
+            layout=layout,
         )
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
 
         # From here on every frame of every view is an image: (batch * view_rows * view_cols * frames, ...).
-        hidden_states = self.conv_in(fold(sample, IMAGE_AXES))
+        hidden_states = self.conv_in(fold(sample, IMAGE_AXES).contiguous(memory_format=layout))
         if known is not None or known_mask is not None:
             hidden_states = hidden_states + self.known_in(self.known_images(sample, known, known_mask))
         skips = [hidden_states]
@@ -331,17 +338,18 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             del hidden_states
             upsample_size = skips[-1].shape[2:] if odd_sizes and skips else None
             hidden_states = block(states, conditions, upsample_size)
-        prediction = unfold(self.read_out(hidden_states, conditions.chunking), IMAGE_AXES, axis_sizes).contiguous()
+        prediction = unfold(self.read_out(hidden_states, conditions), IMAGE_AXES, axis_sizes).contiguous()
         return StaleUNet5DOutput(sample=prediction) if return_dict else (prediction,)
 
-    def read_out(self, hidden_states: torch.Tensor, chunking: Chunking) -> torch.Tensor:
+    def read_out(self, hidden_states: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """The prediction for each image; shape `(images, out_channels, height, width)`."""
 
         def layer(images: torch.Tensor) -> torch.Tensor:
-            return self.conv_out(images if self.conv_norm_out is None else self.conv_act(self.conv_norm_out(images)))
+            if self.conv_norm_out is not None:
+                images = self.conv_act(self.conv_norm_out(images, quick=conditions.quick))
+            return self.conv_out(images)
 
-        at_once = chunking.count(hidden_states.shape[2] * hidden_states.shape[3])
-        return in_parts(layer, hidden_states, at_once)
+        return in_parts(layer, hidden_states, conditions.chunking.count(hidden_states))
 
     def check_inputs(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor) -> dict[str, int]:
         """Length of every axis of `sample`; raises `ValueError` where sample or text do not fit the network."""
@@ -419,6 +427,12 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
     ) -> torch.Tensor:
         """Embedding of all that is said about a whole movie except its words; shape `(batch, channels)`."""
         timesteps = self.timesteps_of_batch(sample, timestep)
+        guidance_shape = (len(sample), self.config.time_cond_proj_dim)
+        if timestep_cond is not None and timestep_cond.shape != guidance_shape:
+            raise ValueError(
+                f"`timestep_cond` must have shape (batch, time_cond_proj_dim) = {guidance_shape}, got "
+                f"{tuple(timestep_cond.shape)}; give one for each movie, or None where there is no such dimension."
+            )
         embedding = self.time_embedding(self.time_proj(timesteps).to(sample.dtype), timestep_cond)
         if self.class_embedding is not None:
             labels = self.embed_class(sample, class_labels)
@@ -427,7 +441,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         if self.config.addition_embed_type == "text":
             embedding = embedding + self.add_embedding(encoder_hidden_states)
         elif self.config.addition_embed_type == "text_time":
-            embedding = embedding + self.embed_text_time(added_cond_kwargs, embedding.dtype)
+            embedding = embedding + self.embed_text_time(added_cond_kwargs, embedding)
         return embedding
 
     def timesteps_of_batch(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
@@ -452,8 +466,10 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             class_labels = self.time_proj(class_labels).to(sample.dtype)
         return self.class_embedding(class_labels).to(sample.dtype)
 
-    def embed_text_time(self, added_cond_kwargs: dict[str, torch.Tensor] | None, dtype: torch.dtype) -> torch.Tensor:
-        """SDXL's embedding of pooled text and sizes; shape `(batch, channels)`."""
+    def embed_text_time(
+        self, added_cond_kwargs: dict[str, torch.Tensor] | None, embedding: torch.Tensor
+    ) -> torch.Tensor:
+        """SDXL's embedding of pooled text and sizes, for the timestep's `embedding`; both `(batch, channels)`."""
         missing = {"text_embeds", "time_ids"} - set(added_cond_kwargs or ())
         if missing:
             raise ValueError(
@@ -461,8 +477,13 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
                 f"'text_time'; missing: {', '.join(sorted(missing))}."
             )
         pooled, time_ids = added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"]
+        if not len(pooled) == len(time_ids) == len(embedding):
+            raise ValueError(
+                f"`text_embeds` and `time_ids` must have the first axis batch={len(embedding)}, got {len(pooled)} and "
+                f"{len(time_ids)}; give both for each movie."
+            )
         embedded_ids = self.add_time_proj(time_ids.flatten()).reshape(len(pooled), -1)
-        return self.add_embedding(torch.cat([pooled, embedded_ids], dim=-1).to(dtype))
+        return self.add_embedding(torch.cat([pooled, embedded_ids], dim=-1).to(embedding.dtype))
 
     def embed_views(self, time_embedding: torch.Tensor, grid: ViewGrid) -> torch.Tensor:
         """The embedding of each movie, with that of each view added, for each image; shape `(images, channels)`."""

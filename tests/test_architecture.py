@@ -50,6 +50,7 @@ ROOM_OF_MODULE = {
     "noise_levels": "scheduling_stale",
     "robust_fit": "scheduling_stale",
     "training_noise": "scheduling_stale",
+    "channels_last": "unet",
     "chunking": "unet",
     "recomputation": "unet",
     "shared_text": "unet",

@@ -457,6 +457,22 @@ def test_input_that_does_not_fit(sample, arguments, message):
         run(tiny_unet(), sample, **arguments)
 
 
+def test_no_condition_of_one_movie_is_taken_for_all():
+    sizes_told = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 * 4 + 10,
+    }
+    sample, text = torch.zeros(2, 4, 1, 1, 1, 8, 8), torch.zeros(2, 7, 8)
+    for pooled, numbers in ((1, 2), (2, 1), (1, 1)):
+        added = {"text_embeds": torch.zeros(pooled, 10), "time_ids": torch.zeros(numbers, 6)}
+        with pytest.raises(ValueError, match=f"batch=2, got {pooled} and {numbers}"):
+            run(tiny_unet(**sizes_told), sample, encoder_hidden_states=text, added_cond_kwargs=added)
+    for options in ({"time_cond_proj_dim": 6}, {}):
+        with pytest.raises(ValueError, match=r"`timestep_cond`.*got \(1, 6\)"):
+            run(tiny_unet(**options), sample, encoder_hidden_states=text, timestep_cond=torch.zeros(1, 6))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -91,7 +91,7 @@ def test_chunking_leaves_results(chunk_size, changes):
 def test_chunking_by_itself_leaves_results(monkeypatch):
     unet = tiny_unet()
     whole = run(unet)
-    monkeypatch.setitem(chunking.ROWS_AT_ONCE, "cpu", 100)
+    monkeypatch.setitem(chunking.ROWS_AT_ONCE, "cpu", 20)
     counts = images_seen(unet, ResnetBlock2D)
     assert (run(unet) - whole).abs().max() <= 1e-5
     assert max(counts) < 60
@@ -117,7 +117,7 @@ def test_chunking_takes_less_memory(monkeypatch):
     unet.disable_forward_chunking()
     whole = peak_of_memory(lambda: run(unet, **arguments))
     unet.enable_forward_chunking()
-    monkeypatch.setitem(chunking.ROWS_AT_ONCE, "cpu", 1024)
+    monkeypatch.setitem(chunking.ROWS_AT_ONCE, "cpu", 85)
     assert peak_of_memory(lambda: run(unet, **arguments)) < 0.5 * whole
 
 
