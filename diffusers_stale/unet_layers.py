@@ -45,7 +45,8 @@ class Conditions(NamedTuple):
     """What every layer of a forward pass is told beside its images.
 
     `time_embedding` has shape `(images, channels)`, `text` `(movies, tokens, channels)`. With `loop` the last frame is
-    followed by the first. `chunking` says how much layers get at once.
+    followed by the first. `chunking` says how much layers get at once, `quick` whether to go the ways of
+    `channels_last.py`.
     """
 
     time_embedding: torch.Tensor
@@ -54,12 +55,7 @@ class Conditions(NamedTuple):
     cross_attention_kwargs: dict[str, Any] | None
     loop: bool = False
     chunking: Chunking = EVERYTHING
-    layout: torch.memory_format = torch.contiguous_format
-
-    @property
-    def quick(self) -> bool:
-        """Whether layers are to compute as `channels_last.py` says."""
-        return self.layout is torch.channels_last
+    quick: bool = False
 
     def text_of_images(self) -> torch.Tensor:
         """The text of each image, for layers that cannot share one; shape `(images, tokens, channels)`."""
@@ -327,7 +323,7 @@ def resample(
     else:
         resampled = layer(images)
     # (diffusers' upsampler turns many images to the usual layout.)
-    return resampled.contiguous(memory_format=conditions.layout)
+    return resampled.contiguous(memory_format=torch.channels_last) if conditions.quick else resampled
 
 
 def circular(layer: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, frames: int) -> torch.Tensor:

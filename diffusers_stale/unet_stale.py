@@ -307,7 +307,6 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs
         )
         images = math.prod(axis_sizes[name] for name in GRID_AXES)
-        layout = torch.channels_last if suits(sample, images) else torch.contiguous_format
         conditions = Conditions(
             time_embedding=self.embed_views(time_embedding, grid),
             text=self.text_of_movies(encoder_hidden_states),
@@ -315,13 +314,16 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             cross_attention_kwargs=cross_attention_kwargs,
             loop=loop,
             chunking=self.chunking(sample.device),
-            layout=layout,
+            quick=suits(sample, images),
         )
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
 
         # From here on every frame of every view is an image: (batch * view_rows * view_cols * frames, ...).
-        hidden_states = self.conv_in(fold(sample, IMAGE_AXES).contiguous(memory_format=layout))
+        folded = fold(sample, IMAGE_AXES)
+        if conditions.quick:
+            folded = folded.contiguous(memory_format=torch.channels_last)
+        hidden_states = self.conv_in(folded)
         if known is not None or known_mask is not None:
             hidden_states = hidden_states + self.known_in(self.known_images(sample, known, known_mask))
         skips = [hidden_states]
