@@ -9,7 +9,6 @@ How it differs from its nearest relatives:
 This file checks input, embeds the conditions and walks through the blocks. It knows no noise.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +20,6 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 
 from diffusers_stale.axes import (
     AXES,
-    GRID_AXES,
     IMAGE_AXES,
     check_count,
     check_light_field,
@@ -306,7 +304,6 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         time_embedding = self.embed_conditions(
             sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added_cond_kwargs
         )
-        images = math.prod(axis_sizes[name] for name in GRID_AXES)
         conditions = Conditions(
             time_embedding=self.embed_views(time_embedding, grid),
             text=self.text_of_movies(encoder_hidden_states),
@@ -314,7 +311,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             cross_attention_kwargs=cross_attention_kwargs,
             loop=loop,
             chunking=self.chunking(sample.device),
-            quick=suits(sample, images),
+            quick=suits(sample, grid.view_rows * grid.view_cols * grid.frames),
         )
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
