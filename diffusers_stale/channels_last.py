@@ -154,8 +154,10 @@ class QuickUpsample(Upsample2D):
             type(layer) is nn.Conv2d
             and layer.weight.shape[2:] == (3, 3)
             and layer.weight.dtype == torch.float32
+            and layer.weight.device.type == "cpu"
             and layer.padding == (1, 1)
-            and not (hasattr(layer, "_diffusers_hook") or layer._forward_pre_hooks or layer._forward_hooks)
+            and not (hasattr(layer, "_diffusers_hook") or hasattr(layer, "_hf_hook"))
+            and not (layer._forward_pre_hooks or layer._forward_hooks)
             and (self.norm is None and self.interpolate and not self.use_conv_transpose)
         )
 
