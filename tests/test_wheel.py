@@ -82,7 +82,7 @@ def test_the_checkpoint_is_there_and_small_enough_to_ship():
     assert (BARNYARD / "README.md").is_file()
     files = [path for path in BARNYARD.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MAX_CHECKPOINT_BYTES
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".md"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".md", ".png"}
     if os.name != "nt":
         assert all(path.stat().st_mode & 0o044 == 0o044 for path in files), "safetensors writes files with mode 0600"
 
