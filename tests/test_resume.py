@@ -1,8 +1,6 @@
 """No run is lost: killed at any moment, told to stop, or out of room, it goes on to the bit as if nothing had been.
 
-Runs are forked from this process, which has imported everything, so that each costs a fraction of a second. Moments
-of saving are found by audit hooks: every time the interpreter opens, renames, makes or removes something under the
-folder of checkpoints is one.
+Runs are forked from this process, which has imported everything, so that each costs a fraction of a second.
 """
 
 import os
@@ -22,6 +20,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
+from small_runs import SmallRuns, assert_same, killed_at_random
 
 from diffusers_stale.training.checkpoints import (
     Checkpoint,
@@ -32,7 +31,6 @@ from diffusers_stale.training.checkpoints import (
     save_checkpoint,
     write_folder,
 )
-from diffusers_stale.training.config import PRESETS, TrainingConfig
 from diffusers_stale.training.stage_text import TextTask
 from diffusers_stale.training.stages import train_stage
 from diffusers_stale.training.stopping import DivergedError
@@ -41,18 +39,10 @@ from diffusers_stale.training.stopping import DivergedError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parent.parent
-SMOKE = PRESETS["smoke"]
 STEPS = 6
-EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "shutil.rmtree"}
-"""What the interpreter reports of itself while it changes files."""
-
+RUNS = SmallRuns(STEPS)
+config, train, end, at_moment = RUNS.config, RUNS.train, RUNS.end, RUNS.at_moment
 KILLED, DONE = -signal.SIGKILL, 0
-
-
-def config(**changes: object) -> TrainingConfig:
-    """The text stage, which needs no other one, saving after every step."""
-    settings = {"max_steps": STEPS, "save_every": 0.0, "sample_every": 1000, "keep_checkpoints": 2}
-    return replace(SMOKE, text=replace(SMOKE.text, **settings | changes))
 
 
 def forked(function: Callable[[], object], kill: Callable[[int], None] = lambda process: None) -> int:
@@ -72,47 +62,12 @@ def forked(function: Callable[[], object], kill: Callable[[int], None] = lambda 
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def train(folder: Path, **changes: object) -> None:
-    train_stage("text", config(**changes), folder, resume=True)
-
-
-def end(folder: Path) -> Checkpoint:
-    checkpoints = checkpoint_folders(folder / "text_run" / "checkpoints")
-    assert checkpoints[-1].name == f"step-{STEPS:08d}"
-    return load_checkpoint(checkpoints[-1])
-
-
-def assert_same(ours: Checkpoint, theirs: Checkpoint) -> None:
-    for part in ("model", "ema", "optimizer"):
-        expected, got = getattr(ours, part), getattr(theirs, part)
-        assert expected.keys() == got.keys()
-        assert all(torch.equal(expected[name], got[name]) for name in expected), part
-    for name in ("step", "images", "skipped_steps", "fingerprints"):
-        assert ours.state[name] == theirs.state[name], name
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The end of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     assert forked(lambda: train(folder)) == DONE
     return end(folder)
-
-
-def at_moment(folder: Path, moment: int, act: Callable[[], object]) -> int:
-    """Trains, and acts when files of checkpoints are changed for the `moment`th time; returns how often they are."""
-    seen = 0
-
-    def watch(event: str, arguments: tuple) -> None:
-        nonlocal seen
-        if event in EVENTS and arguments and str(folder / "text_run" / "checkpoints") in str(arguments[0]):
-            seen += 1
-            if seen == moment:
-                act()
-
-    sys.addaudithook(watch)
-    train(folder)
-    return seen
 
 
 def killing_at(folder: Path, moment: int) -> int:
@@ -132,9 +87,7 @@ def assert_resumes(folder: Path, whole: Checkpoint) -> None:
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             assert path.suffix not in (".pt", ".pkl", ".bin")
     assert forked(lambda: train(folder)) == DONE
-    assert_same(end(folder), whole)
-    left = [path.name for path in (folder / "text_run" / "checkpoints").iterdir()]
-    assert sorted(left) == [f"step-{STEPS - 1:08d}", f"step-{STEPS:08d}"]
+    RUNS.assert_ended_as(whole, folder)
 
 
 @pytest.mark.parametrize("share", [0.31, 0.77])
@@ -155,31 +108,26 @@ def test_killed_at_every_moment_of_saving_a_run_goes_on_to_the_bit(tmp_path: Pat
         shutil.rmtree(folder)
 
 
-def killed_at_random(folder: Path, whole: Checkpoint, count: int, seed: int) -> int:
-    """Kills `count` runs, each after a random time, and goes on with them; returns how many were killed."""
-    draw, killed = random.Random(seed), 0
-    began = time.monotonic()
-    assert forked(lambda: train(folder / "timed")) == DONE
-    seconds = time.monotonic() - began
-    for number in range(count):
-        run, after = folder / f"run-{number}", draw.uniform(0, seconds)
+def killed_after(run: Path, seconds: float | None, draw: random.Random) -> bool:
+    """Trains, killed after so many seconds if there are any; returns whether it was."""
 
-        def kill(process: int, after: float = after) -> None:
-            time.sleep(after)
+    def kill(process: int) -> None:
+        if seconds is not None:
+            time.sleep(seconds)
             os.kill(process, signal.SIGKILL)
 
-        killed += forked(lambda run=run: train(run), kill) == KILLED
-        assert_resumes(run, whole)
-    return killed
+    status = forked(lambda: train(run), kill)
+    assert seconds is not None or status == DONE
+    return status == KILLED
 
 
 def test_killed_at_a_random_moment_a_run_goes_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
-    killed_at_random(tmp_path, whole, 2, seed=0)
+    killed_at_random(tmp_path, 2, 0, killed_after, lambda run: assert_resumes(run, whole))
 
 
 @pytest.mark.slow
 def test_killed_at_fifty_random_moments_runs_go_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
-    assert killed_at_random(tmp_path, whole, 50, seed=1) > 25
+    assert killed_at_random(tmp_path, 50, 1, killed_after, lambda run: assert_resumes(run, whole)) > 25
 
 
 def stopped(folder: Path, kind: signal.Signals, moment: int) -> tuple[int, float]:

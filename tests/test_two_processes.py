@@ -7,16 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from pairs import DONE, KILLED, STOPPED, together
+from small_runs import SmallRuns, checkpoints, killed_at_random
 
-from diffusers_stale.training.checkpoints import Checkpoint, checkpoint_folders, load_checkpoint, newest_checkpoint
-from diffusers_stale.training.config import PRESETS, TrainingConfig
-from diffusers_stale.training.stages import train_stage
+from diffusers_stale.training.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint
 
 
 pytestmark = [
@@ -25,39 +22,9 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
-SMOKE = PRESETS["smoke"]
 STEPS = 5
-EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "shutil.rmtree"}
-"""What the interpreter reports of itself while it changes files."""
-
-
-def config(**changes: object) -> TrainingConfig:
-    """The text stage, which needs no other one, saving after every step."""
-    settings = {"max_steps": STEPS, "save_every": 0.0, "sample_every": 1000, "keep_checkpoints": 2}
-    return replace(SMOKE, text=replace(SMOKE.text, **settings | changes))
-
-
-def train(folder: Path) -> None:
-    train_stage("text", config(), folder, resume=True)
-
-
-def checkpoints(folder: Path) -> Path:
-    return folder / "text_run" / "checkpoints"
-
-
-def end(folder: Path) -> Checkpoint:
-    found = checkpoint_folders(checkpoints(folder))
-    assert found[-1].name == f"step-{STEPS:08d}"
-    return load_checkpoint(found[-1])
-
-
-def assert_same(ours: Checkpoint, theirs: Checkpoint) -> None:
-    for part in ("model", "ema", "optimizer"):
-        expected, got = getattr(ours, part), getattr(theirs, part)
-        assert expected.keys() == got.keys()
-        assert all(torch.equal(expected[name], got[name]) for name in expected), part
-    for name in ("step", "images", "skipped_steps", "fingerprints", "processes"):
-        assert ours.state[name] == theirs.state[name], name
+RUNS = SmallRuns(STEPS)
+train, end, at_moment = RUNS.train, RUNS.end, RUNS.at_moment
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def assert_resumes(folder: Path, whole: Checkpoint) -> None:
     assert newest_checkpoint(checkpoints(folder))[1] == []
     assert together(lambda rank: train(folder)) == (DONE, DONE)
-    assert_same(end(folder), whole)
-    left = [path.name for path in checkpoints(folder).iterdir()]
-    assert sorted(left) == [f"step-{STEPS - 1:08d}", f"step-{STEPS:08d}"]
-
-
-def at_moment(folder: Path, moment: int, act: Callable[[], object]) -> int:
-    """Trains, and acts when files of checkpoints are changed for the `moment`th time; returns how often they are."""
-    seen = 0
-
-    def watch(event: str, arguments: tuple) -> None:
-        nonlocal seen
-        if event in EVENTS and arguments and str(checkpoints(folder)) in str(arguments[0]):
-            seen += 1
-            if seen == moment:
-                act()
-
-    sys.addaudithook(watch)
-    train(folder)
-    return seen
+    RUNS.assert_ended_as(whole, folder)
 
 
 def moments_of_a_run(folder: Path) -> int:
@@ -107,8 +56,17 @@ def moments_of_a_run(folder: Path) -> int:
     return int(os.read(pipe[0], 32))
 
 
-def killed_at(folder: Path, moment: int, victims: tuple[int, ...]) -> tuple[int, int]:
-    """Trains; at that moment of the process that writes, `victims` are killed. Returns how both ended."""
+def signalled_at(
+    folder: Path,
+    moment: int,
+    kind: signal.Signals,
+    ranks: tuple[int, ...],
+    before: Callable[[], object] = lambda: None,
+) -> tuple[int, int]:
+    """Trains; at that moment of the process that writes, `ranks` get a signal. Returns how both ended.
+
+    `before` is called in the process that writes, before it sends them.
+    """
     pids = os.pipe()
 
     def run(rank: int) -> None:
@@ -116,13 +74,15 @@ def killed_at(folder: Path, moment: int, victims: tuple[int, ...]) -> tuple[int,
             os.write(pids[1], str(os.getpid()).encode())
             train(folder)
             return
-        other = int(os.read(pids[0], 32))
+        processes = os.getpid(), int(os.read(pids[0], 32))
 
-        def kill() -> None:
-            for victim in sorted(victims, reverse=True):
-                os.kill(other if victim == 1 else os.getpid(), signal.SIGKILL)
+        def send() -> None:
+            before()
+            # The one that writes comes last, or it could not send the others.
+            for each in sorted(ranks, reverse=True):
+                os.kill(processes[each], kind)
 
-        at_moment(folder, moment, kill)
+        at_moment(folder, moment, send)
 
     return together(run)
 
@@ -130,7 +90,7 @@ def killed_at(folder: Path, moment: int, victims: tuple[int, ...]) -> tuple[int,
 @pytest.mark.parametrize("victims", [(0,), (1,), (0, 1)], ids=["writer", "other", "both"])
 def test_killed_while_saving_two_processes_go_on_to_the_bit(tmp_path: Path, whole: Checkpoint, victims: tuple):
     moment = moments_of_a_run(tmp_path / "counted") * 2 // 5 + 7
-    statuses = killed_at(tmp_path / "run", moment, victims)
+    statuses = signalled_at(tmp_path / "run", moment, signal.SIGKILL, victims)
     assert all(statuses[victim] == KILLED for victim in victims)
     # Who is left cannot go on alone.
     assert DONE not in statuses
@@ -143,37 +103,32 @@ def test_killed_at_every_moment_of_saving_two_processes_go_on_to_the_bit(tmp_pat
     total = moments_of_a_run(tmp_path / "counted")
     for moment in range(total // STEPS * 2, total // STEPS * 3 + 2):
         folder, victims = tmp_path / f"run-{moment}", ((0,), (1,), (0, 1))[moment % 3]
-        statuses = killed_at(folder, moment, victims)
+        statuses = signalled_at(folder, moment, signal.SIGKILL, victims)
         assert all(statuses[victim] == KILLED for victim in victims)
         assert_resumes(folder, whole)
 
 
-def killed_at_random(folder: Path, whole: Checkpoint, count: int, seed: int) -> int:
-    """Kills one or both of `count` runs, each after a random time, and goes on; returns how many were killed."""
-    draw, killed = random.Random(seed), 0
-    began = time.monotonic()
-    assert together(lambda rank: train(folder / "timed")) == (DONE, DONE)
-    seconds = time.monotonic() - began
-    for number in range(count):
-        run, after, victims = folder / f"run-{number}", draw.uniform(0, seconds), draw.choice(((0,), (1,), (0, 1)))
+def killed_after(run: Path, seconds: float | None, draw: random.Random) -> bool:
+    """Trains, one or both killed after so many seconds if there are any; returns whether one was."""
+    victims = () if seconds is None else draw.choice(((0,), (1,), (0, 1)))
 
-        def kill(processes: list[int], after: float = after, victims: tuple[int, ...] = victims) -> None:
-            time.sleep(after)
-            for victim in victims:
-                os.kill(processes[victim], signal.SIGKILL)
+    def kill(processes: list[int]) -> None:
+        time.sleep(seconds or 0.0)
+        for victim in victims:
+            os.kill(processes[victim], signal.SIGKILL)
 
-        killed += KILLED in together(lambda rank, run=run: train(run), kill)
-        assert_resumes(run, whole)
-    return killed
+    statuses = together(lambda rank: train(run), kill)
+    assert seconds is not None or statuses == (DONE, DONE)
+    return KILLED in statuses
 
 
 def test_killed_at_a_random_moment_two_processes_go_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
-    killed_at_random(tmp_path, whole, 1, seed=0)
+    killed_at_random(tmp_path, 1, 0, killed_after, lambda run: assert_resumes(run, whole))
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_two_processes_go_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
-    assert killed_at_random(tmp_path, whole, 20, seed=1) > 10
+    assert killed_at_random(tmp_path, 20, 1, killed_after, lambda run: assert_resumes(run, whole)) > 10
 
 
 def told_to_stop(folder: Path, whole: Checkpoint, moment: int, told: tuple[int, ...]) -> tuple[int, int]:
@@ -181,23 +136,12 @@ def told_to_stop(folder: Path, whole: Checkpoint, moment: int, told: tuple[int, 
 
     Returns how they ended.
     """
-    pipe, pids = os.pipe(), os.pipe()
+    pipe = os.pipe()
 
-    def run(rank: int) -> None:
-        if rank == 1:
-            os.write(pids[1], str(os.getpid()).encode())
-            train(folder)
-            return
-        other = int(os.read(pids[0], 32))
+    def note() -> None:
+        os.write(pipe[1], str(time.monotonic()).encode())
 
-        def stop() -> None:
-            os.write(pipe[1], str(time.monotonic()).encode())
-            for each in told:
-                os.kill(other if each == 1 else os.getpid(), signal.SIGTERM)
-
-        at_moment(folder, moment, stop)
-
-    statuses = together(run)
+    statuses = signalled_at(folder, moment, signal.SIGTERM, told, note)
     seconds = time.monotonic() - float(os.read(pipe[0], 32))
     assert seconds < 20
     assert_resumes(folder, whole)

@@ -41,6 +41,7 @@ from diffusers_stale.checkpoint_origin import read_origin, whole
 from diffusers_stale.evaluation.noise_errors import measure_noise_errors
 from diffusers_stale.evaluation.prompts import held_out_prompts
 from diffusers_stale.evaluation.report import EvaluationSettings, evaluate
+from diffusers_stale.evaluation.tables import markdown_table
 from diffusers_stale.hub import load_pipeline
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.training.config import PRESETS, with_changes
@@ -222,7 +223,7 @@ def table(points: list[dict[str, Any]], fits: dict[str, Any]) -> str:
     """Markdown for docs/benchmarks.md."""
     grids, names = list(points[0]["errors"]), list(points[0]["bars"])
     header = ["budget", "images", "core-hours", *(f"error, {grid}" for grid in grids), *names]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for each in points:
         figures = [f"{each['errors'][grid]:.4f}" for grid in grids]
         bars = [f"{each['bars'][name]['value']:.2f}" if name in each["bars"] else "" for name in names]
@@ -231,7 +232,7 @@ def table(points: list[dict[str, Any]], fits: dict[str, Any]) -> str:
     for name, fit in fits["bars"].items():
         hours = fit["core_hours_to_bar"]
         laws.append(f"{name}: " + (f"bar at {hours:.3g} core-hours" if hours is not None else "out of sight"))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n".join(laws)
+    return markdown_table(header, lines) + "\n\n" + "\n".join(laws)
 
 
 if __name__ == "__main__":
