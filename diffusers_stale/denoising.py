@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 from diffusers_stale.axes import check_count
 from diffusers_stale.calibration import sample_weights_of
-from diffusers_stale.pipeline_checks import check_finite
+from diffusers_stale.pipeline_checks import check_finite, check_number
 from diffusers_stale.pipeline_output import Generators
 from diffusers_stale.scheduling_stale import StaleScheduler
 from diffusers_stale.windows import Windows, predict_in_windows
@@ -23,6 +23,7 @@ class DenoisingMixin:
     """What `StaleDiffusionPipeline` does at its timesteps."""
 
     windows: Windows | None = None
+    negative_factors: dict[str, float] = {}
     _clean_latents: torch.Tensor | None = None
 
     @property
@@ -132,6 +133,7 @@ class DenoisingMixin:
                 name: torch.cat([value] * 2) if isinstance(value, torch.Tensor) else value
                 for name, value in conditions.items()
             }
+            conditions |= self.guided_conditions(conditions, len(latents))
         inputs = self.scheduler.scale_model_input(inputs, timestep)
         if "inpainting" in conditions:
             conditions = dict(conditions)
@@ -150,6 +152,34 @@ class DenoisingMixin:
         without, with_text = prediction.chunk(2)
         guided = without + self.guidance_scale * (with_text - without)
         return rescaled(guided, with_text, guidance_rescale) if guidance_rescale else guided
+
+    def be_unlike(self, negative_baseline: float | None = None, negative_frame_spacing: float | None = None) -> None:
+        """Sets by what factors conditions are smaller in the negative prediction; None for the checkpoint's own.
+
+        Guidance so leads away from flat or still movies as it leads away from other words. InstructPix2Pix (Brooks et
+        al. 2022, arXiv 2211.09800, equation 3) has one more evaluation for a second condition, with a scale of its
+        own; here one evaluation serves for all, and how far a condition is taken off sets its scale.
+
+        Raises `ValueError` for factors that are not finite, and for a negative spacing of frames.
+        """
+        own = self.config
+        if negative_baseline is None:
+            negative_baseline = own.get("default_negative_baseline", 1.0)
+        if negative_frame_spacing is None:
+            negative_frame_spacing = own.get("default_negative_frame_spacing", 1.0)
+        self.negative_factors = {
+            "view_baseline": check_number("negative_baseline", negative_baseline),
+            "frame_spacing": check_number("negative_frame_spacing", negative_frame_spacing, least=0.0),
+        }
+
+    def guided_conditions(self, conditions: dict[str, Any], movies: int) -> dict[str, torch.Tensor]:
+        """Those conditions that negative predictions are told otherwise: theirs and, after them, those of prompts."""
+        guided = {}
+        for name, factor in self.negative_factors.items():
+            if factor != 1:
+                guided[name] = torch.full((2 * movies,), float(conditions.get(name, 1.0)))
+                guided[name][:movies] *= factor
+        return guided
 
     def evaluate(
         self, timestep: torch.Tensor, prompt_embeds: torch.Tensor, sample: torch.Tensor, conditions: dict[str, Any]

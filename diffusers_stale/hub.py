@@ -28,6 +28,7 @@ from diffusers_stale.checkpoint_checks import (
 from diffusers_stale.checkpoint_origin import EXPORTED, SHIPPED
 from diffusers_stale.checkpoints import checkpoint_path
 from diffusers_stale.manifest import MANIFEST
+from diffusers_stale.pipeline_checks import check_number
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.pipeline_stale_xl import StaleDiffusionXLPipeline
 from diffusers_stale.text_encoding import check_texts
@@ -124,7 +125,11 @@ def load_pipeline(
         zeros = bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True))
         pipeline = StaleDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
     else:
-        pipeline = StaleDiffusionPipeline(**parts, default_negative_prompt=default_negative_prompt(folder))
+        pipeline = StaleDiffusionPipeline(
+            **parts,
+            default_negative_prompt=default_negative_prompt(folder),
+            **negative_defaults(folder),
+        )
     # Movies record where they come from: the checkpoint as it was called.
     pipeline.register_to_config(_name_or_path=str(checkpoint))
     return pipeline.to(device)
@@ -134,6 +139,13 @@ def default_negative_prompt(folder: Path) -> str:
     """What the checkpoint in `folder` has guidance lead away from by default; older ones say nothing, which is ""."""
     text = read_json(folder / INDEX).get("default_negative_prompt", "")
     return check_texts("default_negative_prompt", text)[0]
+
+
+def negative_defaults(folder: Path) -> dict[str, float]:
+    """What else the checkpoint in `folder` has guidance lead away from; older ones say nothing, which is 1."""
+    index = read_json(folder / INDEX)
+    names = ("default_negative_baseline", "default_negative_frame_spacing")
+    return {name: check_number(name, index.get(name, 1.0)) for name in names}
 
 
 def _load(folder: Path, part_class: type, dtype: torch.dtype) -> Any:

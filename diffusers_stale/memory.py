@@ -204,3 +204,22 @@ def check_memory(estimate: MemoryEstimate, device: torch.device) -> None:
                 "free; ask for fewer views or frames, a smaller size or one movie at a time, load the pipeline in a "
                 "smaller dtype, or pass `force=True` to try all the same."
             )
+
+
+def refuse_beyond_memory(pipeline: Any, shape: tuple[int, ...], decode_chunk_size: int, device: torch.device) -> None:
+    """Raises `ValueError` where latents of this `shape` will probably not fit into the memory that is free.
+
+    `pipeline` is a `StaleDiffusionPipeline` that has been told its guidance scale.
+    """
+    estimate = estimate_memory(
+        pipeline.unet.config,
+        pipeline.vae.config,
+        shape,
+        guided=pipeline.do_classifier_free_guidance,
+        decode_chunk_size=decode_chunk_size,
+        tokens=pipeline.tokenizer.model_max_length,
+        itemsize=pipeline.unet.dtype.itemsize,
+        rows_at_once=pipeline.unet.chunking(device).rows,
+        windows=pipeline.windows,
+    )
+    check_memory(estimate, device)

@@ -59,6 +59,7 @@ def calibrate_pipeline(
     shape = (pipeline.vae.config.latent_channels, *grid, height // factor, width // factor)
     device = pipeline._execution_device
     pipeline._guidance_scale = settings.guidance_scale
+    pipeline.be_unlike()
     count = settings.noises + settings.held_out
     told = [prompts[index % len(prompts)] for index in range(count)]
     embeddings, negative = pipeline.encode_prompt(told, device, 1, pipeline.do_classifier_free_guidance)
@@ -69,6 +70,7 @@ def calibrate_pipeline(
 
     provenance = {
         "guidance_scale": settings.guidance_scale if pipeline.do_classifier_free_guidance else 1.0,
+        "negative_conditions": pipeline.negative_factors,
         "prompts": list(dict.fromkeys(told)),
         "grid": list(grid),
         "seed": settings.seed,

@@ -24,7 +24,7 @@ from diffusers_stale.axes import IMAGE_AXES, axis_index, check_count, check_ligh
 from diffusers_stale.denoising import Callback, DenoisingMixin
 from diffusers_stale.known_pictures import Picture, Video, inpainting_channels, known_pictures
 from diffusers_stale.light_field import CameraGrid, LightField
-from diffusers_stale.memory import check_memory, estimate_memory
+from diffusers_stale.memory import refuse_beyond_memory
 from diffusers_stale.pipeline_checks import (
     check_callback_inputs,
     check_choice,
@@ -66,6 +66,8 @@ class StaleDiffusionPipeline(
         scheduler: a `StaleScheduler`, or any scheduler of diffusers with the UNet's `prediction_type`.
         default_negative_prompt: what guidance leads away from where no negative prompt is given. Checkpoints that were
             trained to (`hinge_caption`, the crying-joy hinge of arXiv 2404.01079) have the token of tears of joy here.
+        default_negative_baseline, default_negative_frame_spacing: what calls take for `negative_baseline` and
+            `negative_frame_spacing` where none is given.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -79,12 +81,18 @@ class StaleDiffusionPipeline(
         unet: StaleUNet5DConditionModel,
         scheduler: StaleScheduler,
         default_negative_prompt: str = "",
+        default_negative_baseline: float = 1.0,
+        default_negative_frame_spacing: float = 1.0,
     ):
         super().__init__()
         self.agree_on_dtype(text_encoder, unet)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         if default_negative_prompt:
             self.register_to_config(default_negative_prompt=default_negative_prompt)
+        if default_negative_baseline != 1:
+            self.register_to_config(default_negative_baseline=default_negative_baseline)
+        if default_negative_frame_spacing != 1:
+            self.register_to_config(default_negative_frame_spacing=default_negative_frame_spacing)
         self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
 
     @classmethod
@@ -292,7 +300,10 @@ class StaleDiffusionPipeline(
         guidance_scale: float = 3.0,
         guidance_rescale: float = 0.0,
         baseline: float = 1.0,
+        negative_baseline: float | None = None,
         view_spacing: float = 1.0,
+        frame_spacing: float = 1.0,
+        negative_frame_spacing: float | None = None,
         loop: bool = False,
         frame_rate: float = 8.0,
         num_videos_per_prompt: int = 1,
@@ -331,7 +342,13 @@ class StaleDiffusionPipeline(
             guidance_scale: how much the text is to count; 1 (and less) is without guidance, at half the cost.
             guidance_rescale: from 0 to 1, how far to undo what guidance does to contrast.
             baseline: factor on the distance of all cameras, and so on disparity.
+            negative_baseline: factor on `baseline` in the negative prediction, which guidance leads away from: at 0 it
+                is of cameras that all stand in one place, so that guidance strengthens parallax as it does words; at 1
+                it does not. None for the checkpoint's default. Costs nothing.
             view_spacing: distance of neighbouring cameras in trained view steps; 0.5 for a grid twice as dense.
+            frame_spacing: time between frames in trained frame steps; 0.5 for slow motion.
+            negative_frame_spacing: factor on `frame_spacing` in the negative prediction, as `negative_baseline` for
+                cameras: below 1, guidance leads away from standing still.
             loop: the last frame is followed by the first; takes longer, see `StaleUNet5DConditionModel.forward`.
             frame_rate: frames a second that the light field is to be shown at.
             num_videos_per_prompt: movies for each prompt.
@@ -372,6 +389,7 @@ class StaleDiffusionPipeline(
         check_number("guidance_scale", guidance_scale)
         check_number("guidance_rescale", guidance_rescale, least=0.0)
         check_number("baseline", baseline)
+        check_number("frame_spacing", frame_spacing, least=0.0)
         check_number("view_spacing", view_spacing, above=0.0)
         check_number("frame_rate", frame_rate, above=0.0)
         check_count("decode_chunk_size", decode_chunk_size)
@@ -396,13 +414,14 @@ class StaleDiffusionPipeline(
             {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds},
         )
         self._guidance_scale, self._interrupt = guidance_scale, False
+        self.be_unlike(negative_baseline, negative_frame_spacing)
         device = self._execution_device
         self.check_calibration()
         # With windows the device sees pieces of the grid only, and all else happens on the CPU.
         home = device if self.windows is None else torch.device("cpu")
         self.set_timesteps(num_inference_steps, home, timesteps, sigmas)
         if not force:
-            self.refuse_beyond_memory(shape, decode_chunk_size, device)
+            refuse_beyond_memory(self, shape, decode_chunk_size, device)
 
         texts = self.encode_prompt(
             prompt, device, num_videos_per_prompt, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
@@ -413,6 +432,7 @@ class StaleDiffusionPipeline(
         conditions = {
             "view_baseline": baseline,
             "view_spacing": view_spacing,
+            "frame_spacing": frame_spacing,
             "loop": loop,
             "cross_attention_kwargs": cross_attention_kwargs,
         }
@@ -442,6 +462,8 @@ class StaleDiffusionPipeline(
                 "num_inference_steps": self.num_timesteps,
                 "guidance_scale": guidance_scale,
                 "guidance_rescale": guidance_rescale,
+                "frame_spacing": frame_spacing,
+                "negative_conditions": self.negative_factors,
                 "loop": loop,
                 "latents_given": latents is not None,
                 "windows": None if self.windows is None else asdict(self.windows),
@@ -463,18 +485,3 @@ class StaleDiffusionPipeline(
             return pixels
         pixels = pixels.add_(1).div_(2)
         return pixels if output_type == "pt" else pixels.movedim(axis_index("channels"), -1).numpy()
-
-    def refuse_beyond_memory(self, shape: tuple[int, ...], decode_chunk_size: int, device: torch.device) -> None:
-        """Raises `ValueError` where latents of this `shape` will probably not fit into the memory that is free."""
-        estimate = estimate_memory(
-            self.unet.config,
-            self.vae.config,
-            shape,
-            guided=self.do_classifier_free_guidance,
-            decode_chunk_size=decode_chunk_size,
-            tokens=self.tokenizer.model_max_length,
-            itemsize=self.unet.dtype.itemsize,
-            rows_at_once=self.unet.chunking(device).rows,
-            windows=self.windows,
-        )
-        check_memory(estimate, device)

@@ -23,6 +23,7 @@ from torch import nn
 
 from diffusers_stale.channels_last import QuickGroupNorm, QuickUpsample, be_quick, has_channels_last, layout_of
 from diffusers_stale.chunking import EVERYTHING, Chunking, joined, parts, parts_within
+from diffusers_stale.moments import frames_apart, know_moments, runs
 from diffusers_stale.recomputation import keep_less
 from diffusers_stale.shared_text import share_text
 from diffusers_stale.view_layers import VIEW_LAYERS, ViewGrid, zeroed
@@ -45,8 +46,8 @@ class Conditions(NamedTuple):
     """What every layer of a forward pass is told beside its images.
 
     `time_embedding` has shape `(images, channels)`, `text` `(movies, tokens, channels)`. With `loop` the last frame is
-    followed by the first. `chunking` says how much layers get at once, `quick` whether to go the ways of
-    `channels_last.py`.
+    followed by the first. `frame_spacing` is that of each movie, None where it is 1. `chunking` says how much layers
+    get at once, `quick` whether to go the ways of `channels_last.py`.
     """
 
     time_embedding: torch.Tensor
@@ -54,6 +55,7 @@ class Conditions(NamedTuple):
     grid: ViewGrid
     cross_attention_kwargs: dict[str, Any] | None
     loop: bool = False
+    frame_spacing: tuple[float, ...] | None = None
     chunking: Chunking = EVERYTHING
     quick: bool = False
 
@@ -185,6 +187,12 @@ class StaleBlock(nn.Module):
         if self.motion_modules is None:
             return hidden_states
         frames, time_layer = conditions.grid.frames, self.motion_modules[index]
+        if conditions.frame_spacing is not None:
+            parts_moved = []
+            for spacing, images in runs(conditions.frame_spacing, hidden_states):
+                with frames_apart(time_layer, spacing):
+                    parts_moved.append(self.move(index, images, conditions._replace(frame_spacing=None)))
+            return torch.cat(parts_moved).contiguous(memory_format=layout_of(hidden_states))
 
         def moved(images: torch.Tensor) -> torch.Tensor:
             if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
@@ -394,6 +402,7 @@ def time_layer(channels: int, options: NewLayerOptions) -> AnimateDiffTransforme
     zeroed(layer.proj_out)
     keep_less(layer)
     be_quick(layer)
+    know_moments(layer)
     return layer
 
 

@@ -30,6 +30,7 @@ from diffusers_stale.axes import (
 )
 from diffusers_stale.channels_last import be_quick, suits
 from diffusers_stale.chunking import in_parts
+from diffusers_stale.moments import spacings_of_movies
 from diffusers_stale.unet_config import SPATIAL_KEYS, check_inflatable, of_levels, view_layer_types_of_levels
 from diffusers_stale.unet_layers import Conditions, NewLayerOptions, StaleDownBlock, StaleMidBlock, StaleUpBlock
 from diffusers_stale.unet_switches import SwitchesMixin
@@ -265,6 +266,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
         view_spacing: float = 1.0,
         view_centre: tuple[float, float] = (0.0, 0.0),
         loop: bool = False,
+        frame_spacing: float | torch.Tensor = 1.0,
         known: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
@@ -286,6 +288,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
                 is a window of a larger one.
             loop: time is a circle, the last frame is followed by the first; time layers cost as many times as much as
                 there are frames.
+            frame_spacing: trained frame steps between frames, for all or `(batch,)`; 0.5 is slow motion, 0 one moment.
             known: clean latents of what is known, of the shape of `sample` but with `out_channels` channels; what they
                 are elsewhere does not matter. For networks with `known_conditioning` only.
             known_mask: 1 where `known` is known and 0 elsewhere, `(batch, 1, view_rows, view_cols, frames, height,
@@ -310,6 +313,7 @@ class StaleUNet5DConditionModel(ModelMixin, SwitchesMixin, ConfigMixin, PeftAdap
             grid=grid,
             cross_attention_kwargs=cross_attention_kwargs,
             loop=loop,
+            frame_spacing=spacings_of_movies(frame_spacing, len(sample)),
             chunking=self.chunking(sample.device),
             quick=suits(sample, grid.view_rows * grid.view_cols * grid.frames),
         )

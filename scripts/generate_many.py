@@ -37,7 +37,7 @@ NOISE_STREAM = 71
 REQUEST, INDEX = "request.json", "index.jsonl"
 SETTINGS = (
     "checkpoint", "seed", "view_rows", "view_cols", "frames", "height", "width", "steps", "guidance", "baseline",
-    "negative", "loop", "dtype",
+    "negative", "negative_baseline", "negative_frame_spacing", "frame_spacing", "loop", "dtype",
 )  # fmt: skip
 """Arguments that decide what a movie looks like."""
 
@@ -59,6 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--baseline", type=float, default=1.0)
     parser.add_argument("--negative", help="what should not be seen; by default the checkpoint's own")
+    for name in ("--negative-baseline", "--negative-frame-spacing"):
+        parser.add_argument(name, type=float, help="as of stale-diffusion generate; by default the checkpoint's own")
+    parser.add_argument("--frame-spacing", type=float, default=1.0, help="0.5 for slow motion")
     parser.add_argument("--loop", action="store_true")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     return parser.parse_args()
@@ -123,6 +126,9 @@ def generate(arguments: argparse.Namespace, prompts: list[str], accelerator: Acc
         movie = pipeline(
             prompts[index],
             negative_prompt=arguments.negative,
+            negative_baseline=arguments.negative_baseline,
+            negative_frame_spacing=arguments.negative_frame_spacing,
+            frame_spacing=arguments.frame_spacing,
             view_rows=arguments.view_rows,
             view_cols=arguments.view_cols,
             num_frames=arguments.frames,

@@ -52,6 +52,7 @@ ROOM_OF_MODULE = {
     "training_noise": "scheduling_stale",
     "channels_last": "unet",
     "chunking": "unet",
+    "moments": "unet",
     "recomputation": "unet",
     "shared_text": "unet",
     "unet_config": "unet",

@@ -57,6 +57,44 @@ def test_light_field_knows_cameras_and_origin(tiny_pipeline):
     assert {"made_by", "checkpoint", "scheduler_config_hash", "dtype"} <= set(origin)
 
 
+def test_guidance_leads_away_from_flat_and_still_movies(tiny_pipeline, monkeypatch):
+    """What a step says is 3 times the prompt's prediction less twice the negative one, of cameras in one place."""
+    told = []
+    forward = tiny_pipeline.unet.forward
+
+    def listen(sample, *arguments, **conditions):
+        told.append({name: conditions[name] for name in ("view_baseline", "frame_spacing")})
+        return forward(sample, *arguments, **conditions)
+
+    monkeypatch.setattr(tiny_pipeline.unet, "forward", listen)
+    usual = run(tiny_pipeline, baseline=2.0)
+    assert told[-1] == {"view_baseline": 2.0, "frame_spacing": 1.0}
+    changed = run(tiny_pipeline, baseline=2.0, negative_baseline=0.0, negative_frame_spacing=0.5)
+    assert [value.tolist() for value in told[-1].values()] == [[0.0, 2.0], [0.5, 1.0]]
+    assert torch.equal(run(tiny_pipeline, baseline=2.0, negative_baseline=1.0), usual)
+    assert not torch.allclose(changed, usual)
+    run(tiny_pipeline, guidance_scale=1.0, negative_baseline=0.0)
+    assert told[-1]["view_baseline"] == 1.0, "without guidance there is no negative prediction"
+
+
+def test_what_guidance_leads_away_from_travels_with_the_checkpoint(tiny_pipeline, tmp_path):
+    own = StaleDiffusionPipeline(**tiny_pipeline.components, default_negative_baseline=0.0)
+    movie = run(own, output_type="light_field")[0]
+    assert movie.provenance["negative_conditions"] == {"view_baseline": 0.0, "frame_spacing": 1.0}
+    own.save_pretrained(tmp_path)
+    again = StaleDiffusionPipeline.from_pretrained(tmp_path)
+    assert torch.equal(run(again), run(tiny_pipeline, negative_baseline=0.0))
+    assert torch.equal(run(again, negative_baseline=1.0), run(tiny_pipeline))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"negative_baseline": float("nan")}, {"negative_frame_spacing": -1.0}, {"frame_spacing": -0.5}]
+)
+def test_negative_conditions_that_are_none_are_refused(tiny_pipeline, wrong):
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be a finite number"):
+        run(tiny_pipeline, **wrong)
+
+
 def test_output_types_are_the_same_movie(tiny_pipeline):
     tensor = run(tiny_pipeline, output_type="pt")
     array = run(tiny_pipeline, output_type="np")

@@ -9,6 +9,7 @@ from torch import nn
 
 from diffusers_stale.axes import IMAGE_AXES, axis_index, fold, unfold, view_coordinates
 from diffusers_stale.inflation import is_new_parameter, new_parameter_names
+from diffusers_stale.moments import MomentEmbedding
 from diffusers_stale.unet_config import SPATIAL_KEYS
 from diffusers_stale.unet_layers import circular
 from diffusers_stale.unet_stale import StaleUNet5DConditionModel
@@ -315,6 +316,46 @@ def test_each_movie_has_its_own_baseline():
         one = slice(index, index + 1)
         alone = run(unet, sample[one], encoder_hidden_states=text()[one], view_baseline=baseline)
         assert torch.allclose(together[one], alone, atol=1e-4)
+
+
+def test_moments_between_frames_are_those_of_a_movie_of_more_frames():
+    layer = MomentEmbedding(8, 16)
+    line = torch.zeros(1, 5, 8)
+    layer.spacing = 2.0
+    doubled = layer(line)[0, [1, 2, 3]]
+    assert torch.allclose(doubled, layer.pe[0, [0, 2, 4]], atol=1e-6)
+    layer.spacing = 0.0
+    assert torch.allclose(layer(line)[0], layer.pe[0, [2] * 5], atol=1e-6)
+
+
+def test_each_movie_has_its_own_frame_spacing():
+    unet, sample = tiny_unet(), light_field()
+    spacings = torch.tensor([0.0, 0.0, 1.0, 0.5])
+    together = run(unet, sample, frame_spacing=spacings)
+    for index, spacing in enumerate(spacings.tolist()):
+        one = slice(index, index + 1)
+        alone = run(unet, sample[one], encoder_hidden_states=text()[one], frame_spacing=spacing)
+        assert torch.allclose(together[one], alone, atol=1e-4)
+    usual = run(unet, sample)
+    assert torch.allclose(together[2], usual[2], atol=1e-4)
+    assert not torch.allclose(together[3], usual[3], atol=1e-3)
+    assert torch.equal(run(unet, sample), usual), "a spacing must not outlive its call"
+
+
+def test_frames_of_one_moment_that_are_alike_stay_alike():
+    unet, sample = tiny_unet(), light_field(frames=1)
+    still = sample.expand(*sample.shape[:4], 3, *sample.shape[5:])
+    axis = axis_index("frames")
+    first, *others = run(unet, still, frame_spacing=0.0).unbind(axis)
+    assert all(torch.allclose(first, other, atol=1e-4) for other in others)
+    first, *others = run(unet, still).unbind(axis)
+    assert not all(torch.allclose(first, other, atol=1e-3) for other in others)
+
+
+@pytest.mark.parametrize("spacing", [-1.0, float("nan"), torch.ones(3)])
+def test_a_spacing_of_frames_that_is_none_is_refused(spacing):
+    with pytest.raises(ValueError, match="`frame_spacing` must"):
+        run(tiny_unet(), light_field(), frame_spacing=spacing)
 
 
 # Shapes, configuration, storage, training.

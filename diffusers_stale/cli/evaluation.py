@@ -43,6 +43,10 @@ def evaluate(
     steps: Annotated[int, typer.Option(help="Of the sampler.")] = 20,
     guidance: Annotated[float, typer.Option(help="How closely the prompts are followed.")] = 3.0,
     negative: Annotated[str | None, typer.Option(help="A negative prompt for all movies.")] = None,
+    negative_baseline: Annotated[
+        float | None, typer.Option(help="As of generate; by default the checkpoint's own.")
+    ] = None,
+    negative_frame_spacing: Annotated[float | None, typer.Option(help="Likewise.")] = None,
     batch: Annotated[int, typer.Option(help="Movies at a time.")] = 4,
     unusual: Annotated[int, typer.Option(help="Of the captions that the grammar never wrote; up to 60.")] = 60,
     noise_scenes: Annotated[int, typer.Option(help="Scenes for errors by noise level; 0 for none.")] = 8,
@@ -79,6 +83,8 @@ def evaluate(
             steps=steps,
             guidance=guidance,
             negative=negative,
+            negative_baseline=negative_baseline,
+            negative_frame_spacing=negative_frame_spacing,
             batch=batch,
             unusual=unusual,
             noise_scenes=noise_scenes,

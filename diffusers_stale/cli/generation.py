@@ -54,6 +54,14 @@ def generate(
     baseline: Baseline = 1.0,
     loop: Annotated[bool, typer.Option("--loop", help="Let the last frame lead to the first; takes longer.")] = False,
     negative: Annotated[str | None, typer.Option(help="What should not be seen, in words.")] = None,
+    frame_spacing: Annotated[float, typer.Option(help="Time from frame to frame; 0.5 for slow motion.")] = 1.0,
+    negative_baseline: Annotated[
+        float | None,
+        typer.Option(help="Factor on --baseline in what guidance leads away from: 0 strengthens depth, 1 does not."),
+    ] = None,
+    negative_frame_spacing: Annotated[
+        float | None, typer.Option(help="The same on --frame-spacing: below 1, it strengthens motion.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to begin with, as the middle camera sees it.")] = None,
     video: Annotated[
         Path | None, typer.Option(help="A video of the middle camera, of which the others are to be found.")
@@ -80,6 +88,9 @@ def generate(
         movie = pipeline(
             prompt,
             negative_prompt=negative,
+            negative_baseline=negative_baseline,
+            negative_frame_spacing=negative_frame_spacing,
+            frame_spacing=frame_spacing,
             view_rows=view_rows,
             view_cols=view_cols,
             num_frames=frames,

@@ -10,7 +10,10 @@ from diffusers_stale.evaluation.report import EvaluationSettings
 from diffusers_stale.evaluation.tables import figure_text, markdown_table, number
 
 
-SETTING_TYPES = {"steps": int, "guidance": float, "seed": int, "negative": str, "frames": int, "prompts": int}
+SETTING_TYPES = {
+    "steps": int, "guidance": float, "seed": int, "negative": str, "negative_baseline": float,
+    "negative_frame_spacing": float, "frames": int, "prompts": int,
+}  # fmt: skip
 """What a candidate may change, as in "barnyard:steps=8:guidance=2"."""
 
 

@@ -55,6 +55,8 @@ class EvaluationSettings:
     steps: int = 20
     guidance: float = 3.0
     negative: str | None = None
+    negative_baseline: float | None = None
+    negative_frame_spacing: float | None = None
     batch: int = 4
     unusual: int = 0
     training_seeds: tuple[int, ...] = (0,)
@@ -201,6 +203,7 @@ def generate(
 ) -> torch.Tensor:
     """Movies in [-1, 1] for prompts of which the first has the index `first`."""
     options = {} if settings.negative is None else {"negative_prompt": [settings.negative] * len(prompts)}
+    options |= {name: getattr(settings, name) for name in ("negative_baseline", "negative_frame_spacing")}
     output = pipeline(
         prompt=[prompt.text for prompt in prompts],
         view_rows=settings.view_rows,
