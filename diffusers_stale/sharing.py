@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from diffusers_stale.checkpoint_checks import INDEX
 from diffusers_stale.checkpoint_origin import EXPORTED, SHIPPED
 from diffusers_stale.hub import HUB_ID
 from diffusers_stale.manifest import write_manifest
@@ -34,6 +35,7 @@ def write_shared(
     about: str = UNTOLD,
     evaluations: Sequence[dict[str, Any]] = (),
     pictures: Sequence[CardPicture] = (),
+    defaults: dict[str, float] | None = None,
 ) -> str:
     """Copies the pipeline in `source` to `target`, which it replaces, with what others need to trust it.
 
@@ -45,12 +47,16 @@ def write_shared(
         about: Markdown that only a person can write.
         evaluations: what runs of `scripts/evaluate.py` wrote to `report.json`.
         pictures: of the card, copied beside it.
+        defaults: settings of the pipeline that were found after training, such as `default_negative_baseline`.
 
     Returns:
         The card, which is README.md there.
     """
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(EXPORTED, ".*"))
+    if defaults:
+        index = target / INDEX
+        index.write_text(json.dumps(json.loads(index.read_text()) | defaults, indent=2) + "\n")
     (target / SHIPPED).write_text(json.dumps(reports, indent=1) + "\n")
     card = model_card(name, about, target, reports, evaluations, pictures)
     for picture in pictures:

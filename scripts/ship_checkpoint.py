@@ -35,6 +35,8 @@ def parse_arguments() -> argparse.Namespace:
         "--evaluation", type=Path, nargs="*", default=[], help="folders that scripts/evaluate.py wrote"
     )
     parser.add_argument("--scaling", type=Path, help="folder that scripts/benchmarks/scaling.py wrote")
+    for name in ("--negative-baseline", "--negative-frame-spacing"):
+        parser.add_argument(name, type=float, help="what its pipeline takes by default, see StaleDiffusionPipeline")
     parser.add_argument("--about", type=Path, default=ROOT / "docs" / "about_barnyard.md", help="text of the card")
     return parser.parse_args()
 
@@ -69,7 +71,14 @@ def main() -> int:
         evaluations = [json.loads((folder / "report.json").read_text()) for folder in arguments.evaluation]
         about = arguments.about.read_text()
         pictures = card_pictures(arguments.evaluation, arguments.scaling)
-        card = write_shared(arguments.run / "movie", target, arguments.name, reports, about, evaluations, pictures)
+        given = {
+            "default_negative_baseline": arguments.negative_baseline,
+            "default_negative_frame_spacing": arguments.negative_frame_spacing,
+        }
+        defaults = {name: value for name, value in given.items() if value is not None}
+        card = write_shared(
+            arguments.run / "movie", target, arguments.name, reports, about, evaluations, pictures, defaults
+        )
         beside = (target / PICTURES).relative_to(ROOT).as_posix()
         (ROOT / "model_card.md").write_text(card.replace(f"]({PICTURES}/", f"]({beside}/"))
     except (OSError, ValueError) as error:

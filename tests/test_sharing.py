@@ -113,8 +113,9 @@ def shared(make_pipeline: Callable, tmp_path: Path) -> Path:
     (tmp_path / "ranked.png").write_bytes(b"a picture")
     pictures = [CardPicture(tmp_path / "ranked.png", "views.png", "From best to worst.")]
     card = write_shared(
-        tmp_path / "movie", tmp_path / "shared", "horses", {"movie": REPORT}, "It makes horses.", (), pictures
-    )
+        tmp_path / "movie", tmp_path / "shared", "horses", {"movie": REPORT}, "It makes horses.", (), pictures,
+        {"default_negative_baseline": 0.5},
+    )  # fmt: skip
     assert "It makes horses." in card
     return tmp_path / "shared"
 
@@ -126,7 +127,7 @@ def test_what_is_shared_is_complete_and_can_be_checked(shared: Path):
     assert (shared / "pictures" / "views.png").read_bytes() == b"a picture"
     assert not (shared / ".hidden").exists()
     assert not (shared / "training_report.json").exists()
-    load_pipeline(shared)
+    assert load_pipeline(shared).config["default_negative_baseline"] == 0.5
 
 
 def test_a_checkpoint_goes_to_the_hub_and_comes_back_as_it_was(hub: Hub, shared: Path, tmp_path: Path):
