@@ -88,6 +88,25 @@ def test_sharded_weights_are_trained_as_whole_ones(parents: Path, tmp_path: Path
         torch.testing.assert_close(weights[0][name], tensor, rtol=2e-3, atol=2e-3, msg=name)
 
 
+def test_sharded_weights_are_trained_in_bfloat16_too(parents: Path, tmp_path: Path):
+    """Weights, gradients and moments stay in float32; passes round as much as those of whole weights do."""
+    runs = {"whole": ("bf16", False), "sharded": ("bf16", True), "float32": ("no", True)}
+    for name, (precision, sharded) in runs.items():
+        run = trainer_of("image", parents, tmp_path / name, max_steps=1, precision=precision, shard_weights=sharded)
+        assert together(run) == (DONE, DONE)
+    # A tenth of the first gradient, which is clipped: the step of the weights themselves is nearly its sign.
+    gradients = {}
+    for name in runs:
+        checkpoint = end(tmp_path / name, "image")
+        moments = {key: tensor for key, tensor in checkpoint.optimizer.items() if key.endswith("exp_avg")}
+        assert {tensor.dtype for tensor in (*moments.values(), *checkpoint.model.values())} == {torch.float32}
+        gradients[name] = torch.cat([moments[key].flatten() for key in sorted(moments)])
+    exact = gradients["float32"]
+    whole, sharded = ((gradients[name] - exact).norm() / exact.norm() for name in ("whole", "sharded"))
+    assert 1e-3 < whole < 0.1
+    assert 0.5 * whole < sharded < 2 * whole
+
+
 @pytest.mark.slow
 def test_a_sharded_run_resumes_to_the_bit_and_as_an_unsharded_one(parents: Path, tmp_path: Path):
     settings = {"max_steps": 4, "shard_weights": True, "save_every": 0.0, "keep_checkpoints": 4}

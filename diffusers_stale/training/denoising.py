@@ -1,6 +1,7 @@
 """What the 2D and the 5D stage share: the module that is trained, batches from pools, captions, sampling."""
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,8 @@ BATCH_STREAM, NOISE_STREAM, SAMPLE_STREAM = 41, 42, 43
 HINGE_STREAM, CORRUPTION_STREAM, INPUT_STREAM, EMBEDDING_STREAM, SHUFFLE_STREAM = 44, 45, 46, 47, 48
 WORDINGS = 2**31
 """Number of wordings that a caption of a scene is drawn from, where the configuration gives none."""
+KEPT_SCENES = 2**15
+"""Scenes that are kept for their next caption, of some 4 KB each: drawing one takes six times as long as wording it."""
 
 
 class DenoisingModule(nn.Module):
@@ -165,6 +168,7 @@ class DenoisingTask:
         self.problems = BrokenFiles(config.max_broken)
         self.mixture: Mixture | None = None
         self._held_out_pieces: list[Piece] | None = None
+        self._scene = lru_cache(maxsize=KEPT_SCENES)(sample_scene)
         self.tokenizer, self.vae, self.scheduler = tokenizer, vae.eval().requires_grad_(False), scheduler
         choose_weights(unet, text_encoder, config)
         if config.gradient_checkpointing:
@@ -280,7 +284,7 @@ class DenoisingTask:
         return self._worded(clip, int(draw.integers(self.config.wordings or WORDINGS)), split)
 
     def _worded(self, clip: int, wording: int, split: ContaminatedSplit) -> str:
-        return caption_of(sample_scene(*split.key(clip)), self.config.seed, wording)
+        return caption_of(self._scene(*split.key(clip)), self.config.seed, wording)
 
     def prompts(self, rendered: tuple[str, ...]) -> list[str]:
         """What samples are asked for: as many as `rendered`, which are those for barnyards, of the clips' captions."""
