@@ -603,6 +603,28 @@ def test_autoencoder_and_vocabulary_come_from_clips_too(clips: Path, shards: Pat
     assert len(build_tokenizer(corpus(SMOKE.text), 32).tokenize("quokka")) > 1
 
 
+def test_frames_that_are_drawn_often_are_decoded_once(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    setting = parse_sources(f"folder:{clips}")[0]
+    groups = open_groups(setting, 8.0, strict())
+    grid = Grid(view_rows=1, view_cols=1, frames=1, batch_size=1, weight=1.0)
+    read, names = Clip.read, []
+
+    def noted(clip: Clip, *part: object) -> torch.Tensor:
+        names.append(clip.name)
+        return read(clip, *part)
+
+    monkeypatch.setattr(Clip, "read", noted)
+    drawn = {}
+    for keeps in (False, True):
+        names.clear()
+        source = ClipSource(setting, groups, SIZE, (0, 0), keeps=keeps)
+        drawn[keeps] = [source.piece(grid, place, 0, np.random.default_rng(place)) for place in range(40)]
+    assert len(names) == len(set(names)) == len(source.clips)
+    for fresh, kept in zip(drawn[False], drawn[True], strict=True):
+        assert fresh.caption == kept.caption
+        assert torch.equal(fresh.pixels, kept.pixels)
+
+
 def test_captions_that_are_too_long_are_told(
     clips: Path, parents: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pairs import free_port
 from safetensors.torch import load_file
 
 from diffusers_stale.training.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint
 from diffusers_stale.training.config import PRESETS
+from diffusers_stale.training.reports import read_report
 from diffusers_stale.training.stage_text import TextTask
 from diffusers_stale.training.stale_gradients import start_moments
 
@@ -20,6 +22,7 @@ from diffusers_stale.training.stale_gradients import start_moments
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parent.parent
+LAUNCHES = sorted((ROOT / "scripts" / "accelerate").glob("*.yaml"))
 SETTINGS = {"save_every": 0, "precision": "no", "schedule": "constant", "warmup_steps": 0, "clip_norm": 1e9}
 CPU = torch.device("cpu")
 
@@ -144,7 +147,7 @@ def test_denoising_gradients_of_two_processes_are_those_of_one_with_twice_the_ba
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
 def test_configurations_for_accelerate_have_keys_that_it_knows(path: Path):
     from accelerate.commands.config.config_args import ClusterConfig
 
@@ -153,3 +156,26 @@ def test_configurations_for_accelerate_have_keys_that_it_knows(path: Path):
     assert not unknown
     config = ClusterConfig.from_yaml_file(str(path))
     assert config.num_processes >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_configurations_start_processes_that_train_together(path: Path, tmp_path: Path):
+    """Those for GPUs too: where there are none, on the CPU. What is for two machines is started twice on this one."""
+    machines = yaml.safe_load(path.read_text(encoding="utf-8"))["num_machines"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), "--num_processes", "2"]
+    command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    stage = ["--stage", "text", "--preset", "smoke", "--output", str(tmp_path)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+    started = [
+        subprocess.Popen(
+            [*command, "--machine_rank", str(machine), str(ROOT / "scripts" / "train.py"), *stage],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for machine in range(machines)
+    ]  # fmt: skip
+    for process in started:
+        _, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors[-2000:]
+    assert read_report(tmp_path / "text")["processes"] == 2

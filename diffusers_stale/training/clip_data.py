@@ -86,17 +86,23 @@ class BrokenClipError(ValueError):
 
 
 class ClipSource:
-    """Clips of a folder or of shards, this process's share of them."""
+    """Clips of a folder or of shards, this process's share of them.
+
+    Args:
+        latents: where encoded clips are; without them clips are decoded.
+        keeps: whether what is decoded stays in memory, every clip as a whole.
+    """
 
     def __init__(
         self, setting: SourceSetting, groups: list[list[Clip]], image_size: int, key: tuple[int, ...],
-        latents: "LatentFiles | None" = None,
+        latents: "LatentFiles | None" = None, keeps: bool = False,
     ) -> None:  # fmt: skip
         self.setting, self.weight, self.image_size, self.key = setting, setting.weight, image_size, key
         self.clips = [clip for group in groups for clip in group]
         starts = np.cumsum([0, *map(len, groups)]).tolist()
         self.groups = [range(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
         self.latents, self.streams = latents, latents is None
+        self._kept: dict[int, torch.Tensor] | None = {} if keeps else None
         self._orders: dict[tuple[int, int, int], Order] = {}
 
     def order(self, grid: Grid) -> Order:
@@ -112,7 +118,8 @@ class ClipSource:
 
     def piece(self, grid: Grid, position: int, attempt: int, draw: np.random.Generator) -> Piece:
         place = position if attempt == 0 else int(draw.integers(2**31))
-        clip = self.clips[self.order(grid).at(place)]
+        number = self.order(grid).at(place)
+        clip = self.clips[number]
         caption = clip.captions[int(draw.integers(len(clip.captions)))]
         part = [
             range(first := int(draw.integers(most - wanted + 1)), first + wanted)
@@ -125,9 +132,19 @@ class ClipSource:
         try:
             if self.latents is not None:
                 return Piece(caption=caption, baseline=clip.baseline, latents=self.latents.read(clip, *part))
-            return Piece(caption=caption, baseline=clip.baseline, pixels=clip.read(*part, self.image_size))
+            return Piece(caption=caption, baseline=clip.baseline, pixels=self._pixels(number, part))
         except (ValueError, OSError) as error:
             raise BrokenClipError(f"{self.setting}, {clip.name}", error) from error
+
+    def _pixels(self, number: int, part: list[range]) -> torch.Tensor:
+        """Pixels of a part of the clip with that number."""
+        clip = self.clips[number]
+        if self._kept is None:
+            return clip.read(*part, self.image_size)
+        if number not in self._kept:
+            whole = (range(clip.view_rows), range(clip.view_cols), range(clip.frames))
+            self._kept[number] = clip.read(*whole, self.image_size)
+        return self._kept[number][(slice(None), *(slice(each.start, each.stop) for each in part))]
 
     def fingerprint(self) -> str:
         """Of names, captions and sizes; of encoded clips also of all latents."""
@@ -369,7 +386,9 @@ def drawn_frames(
 ) -> torch.Tensor:
     """`count` frames of the clips of a source, of random views and moments; uint8 `(count, 3, height, width)`."""
     groups = open_groups(setting, config.data_frame_rate, problems)
-    source = ClipSource(setting, groups, image_size, (seed, 0))
+    there = sum(clip.view_rows * clip.view_cols * clip.frames for group in groups for clip in group)
+    # Where frames are drawn more than once, each is decoded once, and there is room for all of them.
+    source = ClipSource(setting, groups, image_size, (seed, 0), keeps=there <= count)
     grid = Grid(view_rows=1, view_cols=1, frames=1, batch_size=count, weight=1.0)
     mixture = Mixture([source], seed, count, None, 1, 0, problems)
     numbers = tqdm(range(count), f"reading {setting}", mininterval=5)
