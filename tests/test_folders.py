@@ -584,6 +584,14 @@ def test_folders_and_shards_of_clips_are_sets_to_search_for_leaks(clips: Path, s
     assert {match.name for match in report.matches} == set(ours)
 
 
+def test_a_set_that_cannot_be_read_whole_is_not_searched(clips: Path, tmp_path: Path):
+    shutil.copy(clips / "plain.mp4", tmp_path / "sound.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    describe(tmp_path, {"sound.mp4": "a cow", "broken.mp4": "a pig"})
+    with pytest.raises(BrokenDataError, match=r"broken\.mp4.*cannot be decoded.*take it out of its folder"):
+        list(pictures_of_set(str(tmp_path)))
+
+
 def test_autoencoder_and_vocabulary_come_from_clips_too(clips: Path, shards: Path, tmp_path: Path):
     data = f"folder:{clips}:2, barnyard:1"
     config = with_changes(SMOKE, [f"data={data}", f"held_out_data=shards:{shards}"], ["autoencoder"])

@@ -33,7 +33,7 @@ from diffusers_stale.training.processes import make_accelerator
 from diffusers_stale.training.samples import movie_of_views
 from diffusers_stale.training.stage_image import ImageTask
 from diffusers_stale.training.stage_movie import MovieTask
-from diffusers_stale.training.stages import train_stage
+from diffusers_stale.training.stages import TASKS, train_stage
 from diffusers_stale.training.text_cache import TextCache
 
 
@@ -509,6 +509,7 @@ def test_figures_go_to_trackio_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_without_trackio_a_run_that_wants_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setitem(TASKS, "text", lambda *_: pytest.fail("data was made before the mistake was found"))
     settings = replace(SMOKE.text, trackers=("trackio",))
     with pytest.raises(ValueError, match=r"pip install 'diffusers-stale\[trackio\]'"):
         train_stage("text", replace(SMOKE, text=settings), tmp_path)

@@ -32,10 +32,15 @@ class BrokenDataError(ValueError):
 
 
 class BrokenFiles:
-    """Says what is broken, once for every clip, and ends the run when it is more than `limit` clips."""
+    """Says what is broken, once for every clip, and ends the run when it is more than `limit` clips.
 
-    def __init__(self, limit: int, say: Callable[[str], None] = print) -> None:
-        self.limit, self.say = limit, say
+    `remedy` is what the error advises.
+    """
+
+    def __init__(
+        self, limit: int, say: Callable[[str], None] = print, remedy: str = "Mend them, or set max_broken higher."
+    ) -> None:
+        self.limit, self.say, self.remedy = limit, say, remedy
         self.found: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -49,7 +54,7 @@ class BrokenFiles:
             if len(self.found) > self.limit:
                 raise BrokenDataError(
                     f"At most {self.limit} broken clips may be left out, got {len(self.found)}, the last one {name}: "
-                    f"{error} Mend them, or set max_broken higher."
+                    f"{error} {self.remedy}"
                 )
 
 

@@ -28,6 +28,7 @@ SIZE = 64
 CLIP_SIZE = 128
 """Side of the squares that clips are cut to."""
 
+NO_BROKEN = "Mend it or take it out of its folder: what cannot be read cannot be searched."
 MOMENTS = 3
 """Frames that are taken of a video or light field, evenly spaced."""
 
@@ -47,9 +48,10 @@ def pictures_of(source: str) -> Pictures:
     if path.is_file():
         return _file(path, path.name)
     if (path / METADATA).is_file():
-        return _clips(folder_clips(path, 0, BrokenFiles(0)), path)
+        return _clips(folder_clips(path, 0, BrokenFiles(0, remedy=NO_BROKEN)), path)
     if path.is_dir() and any(path.glob(f"*{SHARD_SUFFIX}")):
-        return _clips((clip for shard in shards_of(path) for clip in shard_clips(shard, 0, BrokenFiles(0))), path)
+        problems = BrokenFiles(0, remedy=NO_BROKEN)
+        return _clips((clip for shard in shards_of(path) for clip in shard_clips(shard, 0, problems)), path)
     if path.is_dir():
         return _folder(path)
     raise ValueError(f"A set must be a folder, a file or {BARNYARD}SEED:COUNT, got {source!r}; check the spelling.")

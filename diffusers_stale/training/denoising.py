@@ -54,7 +54,7 @@ HINGE_STREAM, CORRUPTION_STREAM, INPUT_STREAM, EMBEDDING_STREAM, SHUFFLE_STREAM 
 WORDINGS = 2**31
 """Number of wordings that a caption of a scene is drawn from, where the configuration gives none."""
 KEPT_SCENES = 2**15
-"""Scenes that are kept for their next caption, of some 4 KB each: drawing one takes six times as long as wording it."""
+"""Scenes that are kept for their next caption, some 4 KB each: drawing one takes six times as long as wording it."""
 
 
 class DenoisingModule(nn.Module):

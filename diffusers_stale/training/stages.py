@@ -28,6 +28,7 @@ from diffusers_stale.training.provenance import hardware, provenance
 from diffusers_stale.training.reports import REPORT
 from diffusers_stale.training.stage_autoencoder import AutoencoderTask
 from diffusers_stale.training.stage_text import TextTask
+from diffusers_stale.training.trackers import check_trackers
 
 
 CONFIG_FILE = "config.yaml"
@@ -78,6 +79,8 @@ def train_stage(
         raise ValueError(f"`stage` must be one of {', '.join(TASKS)}, got {stage!r}; choose one of them.")
     settings: StageConfig = getattr(config, stage)
     settings = replace(settings, precision=chosen_precision(settings.precision))
+    # Before data is made, which may take long.
+    check_trackers(settings.trackers)
     accelerator = make_accelerator(settings.precision)
     folders = {name: run_folder / name for name in STAGES} | (parents or {})
     run = Run(folders=folders, work_folder=run_folder / f"{stage}_run", accelerator=accelerator)

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -73,16 +74,9 @@ class TrackioTracker:
     """
 
     def __init__(self, folder: Path, config: StageConfig, step: int):
-        try:
-            import trackio
-        except ImportError as error:
-            raise ValueError(
-                "`trackers` names trackio, which is not installed; pip install 'diffusers-stale[trackio]', or take it "
-                "out of trackers."
-            ) from error
-        self.trackio = trackio
+        self.trackio = _trackio()
         name = "-".join(folder.resolve().parts[-2:])
-        trackio.init(
+        self.trackio.init(
             project=PROJECT, name=name, config=asdict(config), resume="allow" if step else "never", embed=False,
             auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
@@ -98,6 +92,23 @@ class TrackioTracker:
 
     def close(self) -> None:
         self.trackio.finish()
+
+
+def _trackio() -> ModuleType:
+    try:
+        import trackio
+    except ImportError as error:
+        raise ValueError(
+            "`trackers` names trackio, which is not installed; pip install 'diffusers-stale[trackio]', or take it "
+            "out of trackers."
+        ) from error
+    return trackio
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raises `ValueError` where one of `names` is of a package that is not installed."""
+    if "trackio" in names:
+        _trackio()
 
 
 def open_trackers(names: Iterable[str], folder: Path, config: StageConfig, step: int) -> list[Tracker]:
