@@ -16,7 +16,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
-from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_angles, equal_steps, step_clock
+from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_angles, equal_steps, guidance_stretch, step_clock
 from diffusers_stale.robust_fit import FOLDS, robust_fit
 
 
@@ -68,6 +68,11 @@ class Entry:
     error: float
     uncalibrated_error: float
 
+    @property
+    def stale(self) -> int:
+        """The most clean predictions of earlier steps that a step needs."""
+        return max(len(part) for part in self.weights) - 1
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -94,7 +99,8 @@ class Calibration:
                 f"`calibration` must be a dict with `entries`, got {data!r:.80}; pass None to do without."
             )
         self.provenance: dict[str, Any] = dict(data.get("provenance", {}))
-        self.entries = {int(steps): _checked(steps, entry, process) for steps, entry in data["entries"].items()}
+        entries = (_checked(steps, entry, process) for steps, entry in data["entries"].items())
+        self.entries = {len(entry.timesteps): entry for entry in entries}
 
     def fits_shift(self, shift: float) -> bool:
         """Whether flows that are shifted by `shift` are, within tolerance, those that it was made for."""
@@ -362,8 +368,15 @@ class CalibrationMixin:
         alphas, sigmas = self.process.levels(timesteps)
         alphas, sigmas = np.append(alphas, 1.0), np.append(sigmas, 0.0)
         most = self.config.max_stale if max_stale is None else max_stale
-        weights = STALE_WEIGHTS[self.config.stale_weights](alphas, sigmas, most)
-        return Plan(timesteps, alphas, sigmas, weights)
+        return Plan(timesteps, alphas, sigmas, self.weights_at(alphas, sigmas, most))
+
+    def weights_at(self, alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
+        """Weights of a run over these noise levels (`STALE_WEIGHTS`), for data as wide as guidance makes it look.
+
+        Data that is wider by a factor is the usual data where alpha is that much larger.
+        """
+        weigh = STALE_WEIGHTS[self.config.stale_weights]
+        return weigh(guidance_stretch(self.guidance_scale) * alphas, sigmas, max_stale)
 
     def uncalibrated_plan(self, steps: int, max_stale: int | None = None) -> Plan:
         """A run of `steps` steps without what a calibration or a measured clock knows."""
@@ -372,11 +385,16 @@ class CalibrationMixin:
     def uncalibrated_angles(self, steps: int) -> np.ndarray:
         """`steps` descending angles of equal steps by `step_times`."""
         start, end = self.process.start, self.process.end
-        return entropic_angles(steps, start, end, self.clock_shift, self.predicts_noise)
+        return entropic_angles(steps, start, end, self.clock_scale, self.predicts_noise)
 
     def step_times(self, angles: np.ndarray) -> np.ndarray:
         """Time by which uncalibrated steps are equal at `angles`: 0 at the start of the process, 1 at no noise."""
-        return step_clock(angles, self.process.start, self.clock_shift, self.predicts_noise)
+        return step_clock(angles, self.process.start, self.clock_scale, self.predicts_noise)
+
+    @property
+    def clock_scale(self) -> float:
+        """Factor on all scales of `step_clock`: that of a shifted flow, and that of guidance."""
+        return self.clock_shift * guidance_stretch(self.guidance_scale)
 
     @property
     def predicts_noise(self) -> bool:
@@ -411,8 +429,8 @@ class CalibrationMixin:
             batch_size: samples that the network takes at a time.
             device: where samples are.
             conditions: `(noises + held_out, ...)`, what the model is told of each noise, as its third argument.
-            provenance: what to remember: `guidance_scale` and `weights` (`calibration.sample_weights_of`) are compared
-                before each run of `StaleDiffusionPipeline`.
+            provenance: what to remember: `guidance_scale`, for which the teacher's steps are spaced, and `weights`
+                (`calibration.sample_weights_of`) are compared before each run of `StaleDiffusionPipeline`.
 
         Returns:
             The calibration, which is in force from now on; `save_pretrained` and `push_to_hub` take it along. It cost
@@ -421,6 +439,7 @@ class CalibrationMixin:
         Raises:
             ValueError: for counts out of range, and a network that puts out NaN.
         """
+        self.guidance_scale = (provenance or {}).get("guidance_scale", self.guidance_scale)
         clock, found = _calibrate(
             self, model, shape, num_inference_steps, generator, noises, held_out, teacher_steps, batch_size, device,
             progress_bar, conditions,
@@ -442,11 +461,19 @@ class CalibrationMixin:
         return self._calibration_fits
 
     def _entry_for(self, steps: int) -> Entry | None:
-        """What the calibration says of so many steps, if it is in force; warns where a flow is shifted otherwise."""
+        """What the calibration says of so many steps, if it is in force; warns where a flow is shifted otherwise, and
+        where it needs more stale outputs than may be kept."""
         if self.calibration is None or not self._calibration_fits:
             return None
         if self.calibration.fits_shift(self.clock_shift):
-            return self.calibration.entries.get(steps)
+            entry, most = self.calibration.entries.get(steps), self.config.max_stale
+            if entry is None or most is None or entry.stale <= most:
+                return entry
+            logger.warning(
+                f"The calibration of {steps} steps needs {entry.stale} stale outputs, and `max_stale` is {most}: it "
+                "is left aside. Calibrate again to use one."
+            )
+            return None
         logger.warning(
             f"The calibration was made for flows shifted by {self.calibration.provenance['shift']:.3g}, not "
             f"{self.clock_shift:.3g}: it is left aside. Calibrate again to use one."

@@ -70,11 +70,15 @@ class DenoisingMixin:
         """Has the UNet see the whole grid at once."""
         self.windows = None
 
+    @property
+    def guidance_in_force(self) -> float:
+        """The guidance scale of the run; 1 without guidance."""
+        return self.guidance_scale if self.do_classifier_free_guidance else 1.0
+
     def check_calibration(self) -> None:
         """Has a calibrated scheduler leave its calibration aside, with a warning, where it is for something else."""
         if isinstance(self.scheduler, StaleScheduler) and self.scheduler.calibration is not None:
-            guidance = self.guidance_scale if self.do_classifier_free_guidance else 1.0
-            self.scheduler.check_calibration(guidance, sample_weights_of(self.unet))
+            self.scheduler.check_calibration(self.guidance_in_force, sample_weights_of(self.unet))
 
     def denoise(
         self,

@@ -22,6 +22,9 @@ CLOCK_ANGLES = 16384
 ERROR_PART = 0.25
 """Share of `error_clock` in the time by which steps for noise predictions are equal; the rest is entropic time."""
 
+GUIDANCE_POWER = 0.5
+"""Of the guidance scale, by which scales of the prior grow: of the clock, and of stale weights."""
+
 LAST_PART = 0.89
 """Length of the last step, which leads to no noise, in entropic time, relative to the others."""
 
@@ -103,6 +106,15 @@ def error_clock(angles: np.ndarray, shift: float = 1.0) -> np.ndarray:
     """
     scales = shift * np.geomspace(*CLOCK_SCALES, CLOCK_POINTS)
     return np.arcsinh(_capped_ratio(angles)[:, None] / scales).mean(axis=1)
+
+
+def guidance_stretch(guidance_scale: float) -> float:
+    """By how much wider guidance makes data look.
+
+    At much noise a guided clean prediction overshoots the mean of what is asked for by the factor `guidance_scale`,
+    and comes back as the noise falls, to data as wide as ever: between the two, the geometric mean.
+    """
+    return max(abs(guidance_scale), 1.0) ** GUIDANCE_POWER
 
 
 def step_clock(angles: np.ndarray, start: float, shift: float = 1.0, predicts_noise: bool = False) -> np.ndarray:

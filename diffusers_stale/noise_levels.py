@@ -156,6 +156,19 @@ def check_betas(betas: np.ndarray, count: int) -> None:
         )
 
 
+def clean_of(
+    prediction_type: str, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float
+) -> torch.Tensor:
+    """The clean sample that a prediction for `sample` at a noise level means; 0, its mean, where that says nothing."""
+    if prediction_type == "sample":
+        return model_output
+    if prediction_type == "v_prediction":
+        return alpha * sample - sigma * model_output
+    if prediction_type == "flow_prediction":
+        return sample - sigma * model_output
+    return torch.zeros_like(sample) if alpha == 0.0 else (sample - sigma * model_output) / alpha
+
+
 def dynamic_threshold(clean: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:
     """`clean` `(batch, ...)` clipped to the `ratio` quantile of each sample's size, from 1 to `largest`, and divided
     by it (arXiv 2205.11487, section 2.3)."""

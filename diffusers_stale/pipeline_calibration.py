@@ -69,7 +69,7 @@ def calibrate_pipeline(
         return pipeline.predict(sample.to(pipeline.unet.dtype), timestep, both, {}, 0.0)
 
     provenance = {
-        "guidance_scale": settings.guidance_scale if pipeline.do_classifier_free_guidance else 1.0,
+        "guidance_scale": pipeline.guidance_in_force,
         "negative_conditions": pipeline.negative_factors,
         "prompts": list(dict.fromkeys(told)),
         "grid": list(grid),

@@ -277,12 +277,13 @@ class StaleDiffusionPipeline(
 
         Raises `ValueError` for both `timesteps` and `sigmas`, and for one that this scheduler does not take.
         """
-        own = check_schedule(self.scheduler, timesteps, sigmas)
-        if own:
-            self.scheduler.set_timesteps(**own, device=device)
-        else:
+        own: dict[str, Any] = check_schedule(self.scheduler, timesteps, sigmas)
+        if not own:
             check_count("num_inference_steps", num_inference_steps)
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            own = {"num_inference_steps": num_inference_steps}
+        if isinstance(self.scheduler, StaleScheduler):
+            own |= {"guidance_scale": self.guidance_in_force}
+        self.scheduler.set_timesteps(**own, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
         return self.scheduler.timesteps
 

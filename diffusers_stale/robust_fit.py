@@ -27,23 +27,25 @@ def robust_fit(combined: list[torch.Tensor], wanted: torch.Tensor) -> np.ndarray
     number = np.arange(len(squares))
 
     def missed(factors: np.ndarray, which: np.ndarray) -> np.ndarray:
-        quadratic = np.einsum("i,nij,j->n", factors, products[which], factors)
-        return np.maximum(squares[which] - 2.0 * towards[which] @ factors + quadratic, 0.0)
+        """Squared distances of the noises `which` for each row of `factors`, `(rows, noises)`."""
+        quadratic = (products[which] @ factors.T * factors.T).sum(axis=1).T
+        return np.maximum(squares[which] - 2.0 * factors @ towards[which].T + quadratic, 0.0)
 
-    def solve(which: np.ndarray, ridge: float) -> np.ndarray:
-        counts = np.full(len(which), 1.0 / len(which))
+    def solve(which: np.ndarray, ridges: np.ndarray) -> np.ndarray:
+        """Factors for each of `ridges`, fitted on the noises `which`."""
+        counts = np.full((len(ridges), len(which)), 1.0 / len(which))
+        penalty = ridges[:, None, None] * level * np.eye(products.shape[1])
         for _ in range(REWEIGHTINGS):
-            normal = np.einsum("n,nij->ij", counts, products[which]) + ridge * level * np.eye(products.shape[1])
-            factors = np.linalg.solve(normal, counts @ towards[which])
+            normal = np.tensordot(counts, products[which], axes=1) + penalty
+            factors = np.linalg.solve(normal, (counts @ towards[which])[..., None])[..., 0]
             distances = np.sqrt(missed(factors, which))
-            counts = 1.0 / np.maximum(distances, 0.5 * np.median(distances) + 1e-12)
-            counts = counts / counts.sum()
+            counts = 1.0 / np.maximum(distances, 0.5 * np.median(distances, axis=1, keepdims=True) + 1e-12)
+            counts = counts / counts.sum(axis=1, keepdims=True)
         return factors
 
-    def foretold(ridge: float) -> float:
-        folds = [number[fold::FOLDS] for fold in range(FOLDS)]
-        return sum(missed(solve(np.setdiff1d(number, fold), ridge), fold).sum() for fold in folds if len(fold))
-
-    scores = [foretold(ridge) for ridge in RIDGES]
+    ridges, scores = np.array(RIDGES), np.zeros(len(RIDGES))
+    for fold in (number[first::FOLDS] for first in range(FOLDS)):
+        if len(fold):
+            scores += missed(solve(np.setdiff1d(number, fold), ridges), fold).sum(axis=1)
     best = int(np.argmin(scores))
-    return solve(number, RIDGES[best]) if scores[best] < squares.sum() else np.zeros(len(combined))
+    return solve(number, ridges[best:][:1])[0] if scores[best] < squares.sum() else np.zeros(len(combined))

@@ -44,6 +44,7 @@ from diffusers_stale.noise_levels import (
     Process,
     check_betas,
     check_choice,
+    clean_of,
     cumulative_alphas,
     dynamic_shift,
     dynamic_threshold,
@@ -112,7 +113,9 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         clip_sample, clip_sample_range: clip clean predictions to [-range, range]; for networks in pixel space.
         stale_weights: how clean predictions of earlier steps count: `entropic` (optimal for simple data of unknown
             scale), `gaussian` (for Gaussian data only), `multistep` (DPM-Solver++ 2M) or `none` (DDIM).
-        max_stale: at most so many earlier predictions are kept; None: 3 or 4 without, all with a calibration.
+        max_stale: at most so many earlier predictions are kept; None: 4 without, all with a calibration.
+        guidance_scale: what predictions are guided with where `set_timesteps` is not told: uncalibrated steps and
+            weights are made for it. Pipelines of diffusers do not tell; `StaleDiffusionPipeline` does.
         clock: knots of a measured entropic clock, `angles` descending and `times` ascending; None: of the prior.
         calibration: what `calibrate` has found; None: do without.
 
@@ -157,6 +160,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         clip_sample_range: float = 1.0,
         stale_weights: Literal["entropic", "gaussian", "multistep", "none"] = "entropic",
         max_stale: int | None = None,
+        guidance_scale: float = 1.0,
         clock: dict[str, list[float]] | None = None,
         calibration: dict[str, Any] | None = None,
     ):
@@ -189,6 +193,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         self.calibration = None if calibration is None else Calibration(calibration, self.process)
         self._calibration_fits = True
         self.clock_shift = flow_shift if self.is_flow else 1.0
+        self.guidance_scale = guidance_scale
         self.init_noise_sigma = 1.0
         self._told_of_terminal_epsilon = False
         self._begin_index: int | None = None
@@ -283,6 +288,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        guidance_scale: float | None = None,
     ) -> None:
         """Chooses the noise levels of sampling and forgets everything about earlier runs.
 
@@ -293,6 +299,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
             sigmas: descending noise-to-signal ratios, in place of both; for flows, flow times before they are
                 shifted. A last 0 may be there or not.
             mu: for `use_dynamic_shifting`, the shift of this run.
+            guidance_scale: what predictions of this run are guided with; None: what the configuration says.
 
         Raises:
             ValueError: unless exactly one of the three is given, and in range; and without a `mu` that is needed.
@@ -302,6 +309,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
                 "Give one of `num_inference_steps`, `timesteps` and `sigmas`, got several or none; leave out others."
             )
         self._set_shift(mu)
+        self.guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         self._entry = None
         if num_inference_steps is not None:
             spaced = self._counted_timesteps(num_inference_steps)
@@ -314,6 +322,8 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
                 raise ValueError(f"`{name}` must descend, got {given.tolist()}; sort them and leave out doubles.")
             spaced = self._timesteps_of_sigmas(given) if timesteps is None else given
             self.noise_levels(torch.from_numpy(spaced))
+            if self.process.levels(spaced)[1][-1] == 0.0:
+                raise ValueError(f"The last step must begin above no noise, got {given.tolist()}; leave the last out.")
         self._set_levels(spaced)
         self.timesteps = self.timesteps.to(device)
         self.num_inference_steps = len(spaced)
@@ -329,8 +339,10 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
 
     def _counted_timesteps(self, steps: int) -> np.ndarray:
         most = self.config.num_train_timesteps
-        if isinstance(steps, bool) or not 1 <= steps <= most:
-            raise ValueError(f"`num_inference_steps` must be between 1 and {most}, got {steps}; take fewer steps.")
+        if isinstance(steps, bool) or not 1 <= steps <= most or steps != int(steps):
+            raise ValueError(
+                f"`num_inference_steps` must be a whole number between 1 and {most}, got {steps}; choose one."
+            )
         self._entry = self._entry_for(int(steps))
         return self._spaced_timesteps(int(steps)) if self._entry is None else np.asarray(self._entry.timesteps)
 
@@ -424,6 +436,8 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
                 f"{len(self.timesteps)} (timestep {float(timestep):g}); use float32 or bfloat16, or lower guidance."
             )
         self._step_index = index + 1
+        if self._step_index == len(self.timesteps):
+            self._clean = []  # (nothing will ask for them: their memory is the decoder's now)
         following, clean = following.to(model_output.dtype), clean.to(model_output.dtype)
         return StaleSchedulerOutput(following, clean) if return_dict else (following, clean)
 
@@ -456,7 +470,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
     def _begin(self, index: int) -> None:
         """Makes `index` the first step of a run. Nothing is stale yet, so weights are those of a run from there."""
         alphas, sigmas = self._alphas[index:], self._sigmas[index:]
-        self._weights = STALE_WEIGHTS[self.config.stale_weights](alphas, sigmas, self.config.max_stale)
+        self._weights = self.weights_at(alphas, sigmas, self.config.max_stale)
         self._sample_weights: Sequence[float] = [0.0] * (len(alphas) - 1)
         single = self.config.stale_weights == "none" or self.config.max_stale == 0
         self._stochastic_weights = (newest_only if single else multistep_weights)(alphas, sigmas)
@@ -470,29 +484,15 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
     ) -> torch.Tensor:
         """The clean sample that a `model_output` for `sample` at the noise level (alpha, sigma) means, clipped or
         thresholded as the configuration says."""
-        clean = self._unlimited_prediction(model_output, sample, alpha, sigma)
+        if alpha == 0.0 and self.predicts_noise and not self._told_of_terminal_epsilon:
+            logger.warning(
+                "At zero terminal signal an epsilon prediction says nothing about the clean sample: its mean, 0, "
+                "is taken. Train with v_prediction, or load with rescale_betas_zero_snr=False."
+            )
+            self._told_of_terminal_epsilon = True
+        clean = clean_of(self.config.prediction_type, model_output, sample, alpha, sigma)
         if self.config.thresholding:
             return dynamic_threshold(clean, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
         if self.config.clip_sample:
             return clean.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return clean
-
-    def _unlimited_prediction(
-        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: float, sigma: float
-    ) -> torch.Tensor:
-        kind = self.config.prediction_type
-        if kind == "sample":
-            return model_output
-        if kind == "v_prediction":
-            return alpha * sample - sigma * model_output
-        if kind == "flow_prediction":
-            return sample - sigma * model_output
-        if alpha == 0.0:
-            if not self._told_of_terminal_epsilon:
-                logger.warning(
-                    "At zero terminal signal an epsilon prediction says nothing about the clean sample: its mean, 0, "
-                    "is taken. Train with v_prediction, or load with rescale_betas_zero_snr=False."
-                )
-                self._told_of_terminal_epsilon = True
-            return torch.zeros_like(sample)
-        return (sample - sigma * model_output) / alpha

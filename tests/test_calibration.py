@@ -122,8 +122,29 @@ def test_memory_is_bounded_by_max_stale():
     scheduler, network = calibrated(max_stale=1)
     assert all(len(weights) <= 2 for entry in scheduler.calibration.entries.values() for weights in entry.weights)
     scheduler, network = calibrated()
+    kept, plain = [], scheduler.step
+
+    def step(*arguments, **options):
+        result = plain(*arguments, **options)
+        kept.append(len(scheduler._clean))
+        return result
+
+    scheduler.step = step
     network.end(scheduler, torch.randn(1, network.problem.dimensions), 8)
-    assert len(scheduler._clean) <= 8
+    assert 2 < max(kept) <= 8
+
+
+def test_a_bound_on_memory_holds_for_a_calibration_that_was_made_without(tmp_path):
+    scheduler, network = calibrated()
+    scheduler.save_pretrained(tmp_path)
+    for most in (1, 8):
+        bounded = StaleScheduler.from_pretrained(tmp_path, max_stale=most)
+        bounded.set_timesteps(8)
+        sample = torch.randn(1, network.problem.dimensions)
+        for timestep in bounded.timesteps:
+            sample = bounded.step(network(sample, timestep), timestep, sample).prev_sample
+            assert len(bounded._clean) <= most + 1
+        assert (bounded._entry is None) == (most == 1)
 
 
 def test_conditions_follow_their_noises():
@@ -223,6 +244,9 @@ def test_bad_input_says_what_was_expected():
     for changes in ({"num_inference_steps": ()}, {"num_inference_steps": (0,)}, {"noises": 1}, {"teacher_steps": 9}):
         with pytest.raises(ValueError, match="must be"):
             scheduler.calibrate(broken, (3,), **({"num_inference_steps": STEPS} | QUICK | changes))
+    for name in ("many", "5.5", None):
+        with pytest.raises(ValueError, match=f"entry {name!r}"):
+            Calibration({"entries": {name: {}}}, scheduler.process)
     with pytest.raises(ValueError, match="`entries`"):
         Calibration({"steps": 3}, scheduler.process)
     for clock in ({"angles": [1.0, 2.0], "times": [0.0, 1.0]}, {"angles": [1.0]}, {"angles": [], "times": []}):

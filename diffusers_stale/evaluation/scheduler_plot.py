@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from diffusers.schedulers import AysSchedules
 
-from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_clock
+from diffusers_stale.entropic_steps import entropic_clock
 from diffusers_stale.scheduling_stale import StaleScheduler
 
 
@@ -64,8 +64,7 @@ def weights_of(scheduler: StaleScheduler, steps: int) -> np.ndarray:
     entry = None if scheduler.calibration is None else scheduler.calibration.entries.get(steps)
     if entry is None:
         alphas, sigmas = scheduler.process.levels(scheduler.timesteps.double().numpy())
-        make = STALE_WEIGHTS[scheduler.config.stale_weights]
-        rows = make(np.append(alphas, 1.0), np.append(sigmas, 0.0), scheduler.config.max_stale)
+        rows = scheduler.weights_at(np.append(alphas, 1.0), np.append(sigmas, 0.0), scheduler.config.max_stale)
     else:
         rows = entry.weights
     weights = np.full((steps, max(len(row) for row in rows)), np.nan)

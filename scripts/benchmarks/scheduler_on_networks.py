@@ -131,9 +131,14 @@ def _words(error: torch.Tensor, to_best: torch.Tensor, to_fixed: torch.Tensor) -
     )
 
 
-def with_plain(process: str, fitted: StaleScheduler, max_stale: list[int]) -> dict[str, StaleScheduler]:
-    """What is compared: the uncalibrated form, as it is and with fewer stale outputs, and any calibrated one."""
-    options = our_options(process)
+def with_plain(
+    process: str, fitted: StaleScheduler, max_stale: list[int], guidance: float = 1.0
+) -> dict[str, StaleScheduler]:
+    """What is compared: the uncalibrated form, as it is and with fewer stale outputs, and any calibrated one.
+
+    They know the guidance, as they do in `StaleDiffusionPipeline`.
+    """
+    options = our_options(process) | {"guidance_scale": guidance}
     fewer = {f"at most {count} stale": StaleScheduler(**options, max_stale=count) for count in max_stale}
     calibrated = {} if fitted.calibration is None else {"calibrated": fitted}
     return {"uncalibrated": StaleScheduler(**options)} | fewer | calibrated
@@ -167,7 +172,7 @@ def barnyard(
         return pipeline.predict(sample, timestep, texts, {}, 0.0)
 
     name = f"{'x'.join(map(str, grid))} guided {guidance:g}"
-    compare(name, "zsnr", network, noise, steps, with_plain("zsnr", fitted, max_stale))
+    compare(name, "zsnr", network, noise, steps, with_plain("zsnr", fitted, max_stale, guidance))
 
 
 def trained_unet(kind: str, updates: int, seed: int, cache: Path | None) -> Network:
