@@ -277,6 +277,9 @@ def test_a_pipeline_is_calibrated_with_its_prompts_and_guidance(make_components)
     assert tiny_pipeline.scheduler._entry is not None
     tiny_pipeline("a horse", view_rows=1, view_cols=1, num_frames=2, num_inference_steps=4, guidance_scale=6.0)
     assert tiny_pipeline.scheduler._entry is None
+    assert tiny_pipeline.scheduler.guidance_scale == 6.0
+    tiny_pipeline("a horse", view_rows=1, view_cols=1, num_frames=2, num_inference_steps=3, guidance_scale=0.0)
+    assert tiny_pipeline.scheduler.guidance_scale == 1.0  # (none, that is)
     with pytest.raises(ValueError, match="at least one sentence"):
         calibrate_pipeline(tiny_pipeline, [], settings)
 

@@ -10,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 import diffusers_stale.hub
-from diffusers_stale import LightField, StaleDiffusionPipeline, __version__
+from diffusers_stale import LightField, StaleDiffusionPipeline, StaleScheduler, __version__
+from diffusers_stale.calibration import cost
 from diffusers_stale.cli import app
 from diffusers_stale.cli.app import one_line
 from diffusers_stale.cli.generation import CONTENTS
@@ -261,3 +262,29 @@ def test_errors_of_the_system_lose_their_numbers():
 def test_a_card_is_shown_without_what_only_the_hub_reads():
     assert without_header("---\na: b\n---\n# Card\n\n---\nrule\n") == "# Card\n\n---\nrule"
     assert without_header("# Card") == "# Card"
+
+
+def test_calibrate_says_the_cost_first_and_leaves_what_the_pipeline_then_uses(checkpoint, tmp_path):
+    sentences = tmp_path / "prompts.txt"
+    sentences.write_text("a red barn\na brown horse\n")
+    options = ["--steps", "2,4", "--noises", "4", "--teacher-steps", "12", "--guidance", "2", "--prompts", sentences]
+    written, _ = run("calibrate", checkpoint, "--output", tmp_path / "scheduler", *options)
+    lines = written.splitlines()
+    told = cost((2, 4), 4, 1, 12)
+    assert lines[0] == f"This takes {told:,} evaluations of the network, a sample each."
+    scheduler = StaleScheduler.from_pretrained(tmp_path / "scheduler")
+    assert list(scheduler.calibration.entries) == [2, 4]
+    made_for = scheduler.calibration.provenance
+    assert made_for["guidance_scale"] == 2.0
+    assert made_for["prompts"] == ["a red barn", "a brown horse"]
+    assert len(made_for["weights_sha256"]) == 64
+    assert scheduler.suggest_steps(max_error=1e6) == 2
+    assert "--output must be given" in error("calibrate", "barnyard", *options)
+
+
+def test_the_scheduler_of_a_checkpoint_is_plotted(checkpoint, tmp_path):
+    written, _ = run("scheduler-plot", checkpoint, "-o", tmp_path / "plot.png", "--steps", "5")
+    assert str(tmp_path / "plot.png") in written
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert ".png" in error("scheduler-plot", checkpoint, "-o", tmp_path / "plot.jpeg")
+    assert "scheduler_config.json" in error("scheduler-plot", tmp_path / "nowhere")

@@ -357,6 +357,20 @@ def test_guidance_asks_for_steps_at_more_noise():
         assert torch.equal(usual.timesteps, told.timesteps)
 
 
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
+def test_a_guided_run_treats_wide_data_as_an_unguided_one_does_usual_data(prediction_type, scale):
+    """At a guidance of 4 all scales count double, and from pure noise on so do noise-to-signal ratios of steps."""
+    errors = []
+    for guidance, wide in ((1.0, scale), (4.0, 2.0 * scale)):
+        scheduler, predict = StaleScheduler(prediction_type=prediction_type), gaussian_denoiser(wide)
+        scheduler.set_timesteps(6, guidance_scale=guidance)
+        end = run(scheduler, lambda x, t, s=scheduler, p=predict: p(s, x, t), torch.ones(1, 1))
+        errors.append(float(end) / wide - 1.0)
+    assert errors[1] == pytest.approx(errors[0], rel=0.01, abs=1e-5)
+    assert abs(errors[0]) > 1e-4
+
+
 def test_the_entropic_clock_runs_from_nothing_known_to_everything():
     times = entropic_clock(np.array([np.pi / 2, 1.0, 0.3, 0.0]))
     assert times[0] == pytest.approx(0.0, abs=1e-12)
