@@ -6,7 +6,6 @@ rule for lenses. Where things move by more than about a pixel, it shows ghosts.
 """
 
 import torch
-import torch.nn.functional as F
 
 from diffusers_stale.light_field.interpolation import Interpolator
 
@@ -14,11 +13,8 @@ from diffusers_stale.light_field.interpolation import Interpolator
 STILL = 0.5
 """Disparity, in pixels per neighbouring view, up to which parabolas are believed alone."""
 
-MOVING = 1.5
+MOVING = 1.3
 """Disparity beyond which they are not believed at all."""
-
-WINDOW = 5
-"""Side of the window about a pixel in which nothing may move more, in pixels."""
 
 
 def parabolas(cameras: int, densify: int) -> torch.Tensor:
@@ -57,8 +53,9 @@ def shares_of_cameras(weights: torch.Tensor, densify: int) -> torch.Tensor | Non
 
 
 def stillness(views: Interpolator, shares: torch.Tensor) -> torch.Tensor:
-    """How far parabolas are to be believed by a lens focused on disparity 0: from 0 to 1, shape `(height, width)`."""
+    """How far parabolas are to be believed by a lens focused on disparity 0: from 0 to 1, shape `(height, width)`.
+
+    What counts at a pixel is the fastest thing that any camera sees there.
+    """
     maps = [views.disparity(row, col).abs() for row, col in torch.nonzero(shares).tolist()]
-    most = torch.stack(maps).amax(dim=0)
-    around = F.max_pool2d(most[None, None], WINDOW, 1, WINDOW // 2)[0, 0]
-    return ((MOVING - around) / (MOVING - STILL)).clamp(0.0, 1.0)
+    return ((MOVING - torch.stack(maps).amax(dim=0)) / (MOVING - STILL)).clamp(0.0, 1.0)

@@ -5,7 +5,7 @@ nothing beyond it; `inside` says how much each place gets.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -46,33 +46,36 @@ def moved_sum(
     return total
 
 
-def moved_sum_of_bytes(
+def moved_sums_of_bytes(
     views: torch.Tensor, weights: Weights, down: Sequence[float], right: Sequence[float]
-) -> torch.Tensor:
-    """`moved_sum` of uint8 pictures `(channels, view_rows, view_cols, height, width)` by whole pixels, as float32.
+) -> Iterator[torch.Tensor]:
+    """`moved_sum` of uint8 pictures `(channels, view_rows, view_cols, frames, height, width)` by whole pixels.
 
-    Pictures of equal weight are added as 16-bit integers, which is several times as fast as floating point.
+    One frame after the other, float32. Pictures of equal weight are added as 16-bit integers, which is several times
+    as fast as floating point; what goes where is worked out once for all frames.
     """
-    channels, _, _, height, width = views.shape
-    of_weight: dict[float, list[tuple[int, int]]] = {}
+    channels, *_, height, width = views.shape
+    wide, added = (torch.empty(channels, height, width, dtype=torch.int16, device=views.device) for _ in range(2))
+    lines, columns = ([_overlap(size, shift) for shift in shifts] for size, shifts in ((height, down), (width, right)))
+    moves: dict[float, list[tuple[int, int, torch.Tensor, torch.Tensor]]] = {}
     for r, row in enumerate(weights):
         for c, weight in enumerate(row):
             if weight and abs(down[r]) < height and abs(right[c]) < width:
-                of_weight.setdefault(weight, []).append((r, c))
-    planes = [row.unbind(1) for row in views.unbind(1)]
-    lines, columns = ([_overlap(size, shift) for shift in shifts] for size, shifts in ((height, down), (width, right)))
-    total = torch.zeros(channels, height, width, device=views.device)
-    wide, added = (torch.empty(total.shape, dtype=torch.int16, device=views.device) for _ in range(2))
-    for weight, places in of_weight.items():
-        for first in range(0, len(places), MOST_BYTES):
-            added.zero_()
-            for r, c in places[first : first + MOST_BYTES]:
                 (to_row, from_row, rows), (to_col, from_col, cols) = lines[r], columns[c]
-                wide.copy_(planes[r][c])
-                moved = wide.narrow(1, from_row, rows).narrow(2, from_col, cols)
-                added.narrow(1, to_row, rows).narrow(2, to_col, cols).add_(moved)
-            total.add_(added, alpha=weight)
-    return total
+                source = wide.narrow(1, from_row, rows).narrow(2, from_col, cols)
+                target = added.narrow(1, to_row, rows).narrow(2, to_col, cols)
+                moves.setdefault(weight, []).append((r, c, source, target))
+    for moment in views.unbind(3):
+        total = torch.zeros(wide.shape, device=views.device)
+        planes = [row.unbind(1) for row in moment.unbind(1)]
+        for weight, those in moves.items():
+            for first in range(0, len(those), MOST_BYTES):
+                added.zero_()
+                for r, c, source, target in those[first : first + MOST_BYTES]:
+                    wide.copy_(planes[r][c])
+                    target.add_(source)
+                total.add_(added, alpha=weight)
+        yield total
 
 
 def inside(size: int, shift: float) -> torch.Tensor:

@@ -21,7 +21,7 @@ from diffusers_stale.light_field.camera_grid import check_number
 from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.file import LightFieldFile
 from diffusers_stale.light_field.interpolation import Interpolator
-from diffusers_stale.light_field.moved_sums import inside, moved_sum, moved_sum_of_bytes
+from diffusers_stale.light_field.moved_sums import inside, moved_sum, moved_sums_of_bytes
 from diffusers_stale.light_field.viewpoints import as_float, focus_of, in_dtype_of, pixels_of, search_reach
 
 
@@ -68,7 +68,7 @@ def refocus(
     lens = Lens.of(pixels, plane, aperture, shape, densify)
     if prefilter:
         pixels = _spread_within(pixels, lens, plane, reach, densify)
-    pictures = (_picture(lens, moment, plane, densify, reach) for moment in pixels.unbind(3))
+    pictures = _pictures(lens, pixels, plane, densify, reach)
     return torch.stack([_as_pixels(pixels, picture, densify) for picture in pictures], dim=1)
 
 
@@ -123,11 +123,17 @@ class Lens:
         total = moved_sum(view, self.weights, self.down, self.right)
         return total.div_(self.met.to(total.dtype))
 
-    def gathered_bytes(self, moment: torch.Tensor) -> torch.Tensor:
-        """The same of uint8 `(3, view_rows, view_cols, height, width)`, faster where all move by whole pixels."""
+    def gathered_bytes(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The same of uint8 `(3, view_rows, view_cols, frames, height, width)`, one frame after the other.
+
+        Faster where all move by whole pixels.
+        """
         if all(float(shift).is_integer() for shift in (*self.down, *self.right)):
-            return moved_sum_of_bytes(moment, self.weights, self.down, self.right).div_(self.met)
-        return self.gathered(lambda r, c: moment[:, r, c])
+            for total in moved_sums_of_bytes(pixels, self.weights, self.down, self.right):
+                yield total.div_(self.met)
+        else:
+            for moment in pixels.unbind(3):
+                yield self.gathered(lambda r, c, moment=moment: moment[:, r, c])
 
     def interpolated(self, views: Interpolator, focus: float, densify: int) -> torch.Tensor:
         """What the lens sees at `focus` through views from between the cameras, shape `(3, height, width)`."""
@@ -150,13 +156,16 @@ def _spread_within(pixels: torch.Tensor, lens: Lens, focus: float, reach: float,
     return spread
 
 
-def _picture(lens: Lens, moment: torch.Tensor, focus: float, densify: int, reach: float) -> torch.Tensor:
-    """One moment through the lens, of the grid that is `densify` times as dense; of bytes between 0 and 255."""
-    if densify > 1:
-        return lens.interpolated(Interpolator(as_float(moment), reach), focus, densify)
-    if moment.dtype == torch.uint8:
-        return lens.gathered_bytes(moment)
-    return lens.gathered(lambda r, c: moment[:, r, c])
+def _pictures(lens: Lens, pixels: torch.Tensor, focus: float, densify: int, reach: float) -> Iterator[torch.Tensor]:
+    """Every moment through the lens, of the grid that is `densify` times as dense; of bytes between 0 and 255."""
+    if densify == 1 and pixels.dtype == torch.uint8:
+        yield from lens.gathered_bytes(pixels)
+        return
+    for moment in pixels.unbind(3):
+        if densify == 1:
+            yield lens.gathered(lambda r, c, moment=moment: moment[:, r, c])
+        else:
+            yield lens.interpolated(Interpolator(as_float(moment), reach), focus, densify)
 
 
 def _as_pixels(pixels: torch.Tensor, picture: torch.Tensor, densify: int) -> torch.Tensor:
