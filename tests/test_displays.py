@@ -329,6 +329,16 @@ def test_several_movies_go_into_a_folder(movie: Path, tmp_path: Path):
     assert "a file" in run("project", *both, "-o", movie, code=1)
 
 
+def test_a_movie_that_fails_does_not_stop_the_others(movie: Path, tmp_path: Path):
+    (tmp_path / "cut.lf.safetensors").write_bytes(movie.read_bytes()[:99])
+    (tmp_path / "sound.lf.safetensors").write_bytes(movie.read_bytes())
+    three = (tmp_path / "cut.lf.safetensors", tmp_path / "none.lf.safetensors", tmp_path / "sound.lf.safetensors")
+    said = run("project", *three, "--to", "view", "-o", tmp_path / "out", code=1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sound_view.mp4"]
+    for part in (f"{three[0]}: ", f"{three[1]}: ", "2 of 3"):
+        assert part in said
+
+
 @pytest.mark.parametrize(
     ("options", "name", "frames"),
     [

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from diffusers_stale.cli.app import app, user_errors
+from diffusers_stale.cli.app import app, one_line, user_errors
 from diffusers_stale.cli.options import Focus, Movie, OneFrame, Replace, parse_pair
 
 
@@ -190,15 +190,26 @@ def write_all(
     suffix: str | None,
     options: dict[str, Any],
 ) -> None:
-    """Writes one projection or display of each movie and names it."""
-    from diffusers_stale.light_field.picture_files import write_many, write_picture
+    """Writes one projection or display of each movie and names it; of many, one that fails does not stop the rest."""
+    from diffusers_stale.light_field.picture_files import paths_of_many, write_picture
 
     if len(movies) == 1 and suffix is None:
-        written = iter([write_picture(movies[0], name, output, frame, **options)])
-    else:
-        written = write_many(movies, name, output or Path(), frame, suffix, **options)
-    for path, notes in written:
-        typer.echo("\n".join([*notes, f"Wrote {path}"]))
+        tell_written(*write_picture(movies[0], name, output, frame, **options))
+        return
+    failed, paths = 0, paths_of_many(movies, name, output or Path(), frame, suffix, **options)
+    for movie, path in zip(movies, paths, strict=True):
+        try:
+            tell_written(*write_picture(movie, name, path, frame, **options))
+        except (ValueError, OSError) as error:
+            typer.echo(f"error: {movie}: {one_line(error)}", err=True)
+            failed += 1
+    if failed:
+        typer.echo(f"Could not do {failed} of {len(movies)} movies; what is wrong with each is said above.", err=True)
+        raise typer.Exit(1)
+
+
+def tell_written(path: Path, notes: Sequence[str]) -> None:
+    typer.echo("\n".join([*notes, f"Wrote {path}"]))
 
 
 def write_rows(movies: Sequence[Path], output: Path | None, options: dict[str, Any]) -> None:

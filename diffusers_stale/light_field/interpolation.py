@@ -28,9 +28,6 @@ SEARCH_STEP = 0.5
 WINDOW = 7
 """Side of the window in which views must agree, in pixels of the searched picture."""
 
-LARGEST_COST = 0.4
-"""Difference of colours, of [-1, 1], beyond which it does not matter how different they are."""
-
 PREFER_FLAT = 2e-4
 """Cost of a pixel of disparity, so that plain areas, where all candidates agree, do not move at random."""
 
@@ -241,7 +238,7 @@ class Interpolator:
                     # The neighbour has it at `displaced`; moved back by as much it falls on its own place.
                     back = -float(displaced(0.0, disparity, float(sign)))
                     moved = shifted(self._reduced(r, c), back * down, back * right)
-                    difference = (own - moved).abs().mean(dim=0).clamp(max=LARGEST_COST)
+                    difference = (own - moved).abs().mean(dim=0)
                     sides.append(box_mean(difference, WINDOW))
             if sides:
                 total = total + torch.stack(sides).amin(dim=0)

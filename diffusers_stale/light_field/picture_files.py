@@ -122,26 +122,27 @@ def write_picture(
     return path, notes
 
 
-def write_many(
+def paths_of_many(
     movies: Sequence[str | Path],
     name: str,
-    folder: Path,
+    folder: str | Path,
     frame: int | None = None,
     suffix: str | None = None,
-    **rest: Any,
-) -> Iterator[tuple[Path, list[str]]]:
-    """`write_picture` of one movie after the other into a folder, which is made if missing, as `MOVIE_NAME.suffix`."""
+    **options: Any,
+) -> list[Path]:
+    """Where `write_picture` puts each of several movies: in a folder, which is made if missing, `MOVIE_NAME.suffix`.
+
+    Raises `ValueError` for movies of the same name, `NotADirectoryError` where the folder is a file.
+    """
     if len({_stem(movie) for movie in movies}) < len(movies):
         raise ValueError("Expected movies of different names, got some twice, and one would replace the other.")
-    chosen = suffix or _usual_suffix(name, _is_still(name, rest) or frame is not None)
-    paths = [Path(folder) / f"{_stem(movie)}_{name}{chosen}" for movie in movies]
+    chosen = suffix or _usual_suffix(name, _is_still(name, options) or frame is not None)
     if Path(folder).is_file():
         raise NotADirectoryError(
             f"Expected a folder at {folder} for {len(movies)} movies, got a file; choose another."
         )
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for movie, path in zip(movies, paths, strict=True):
-        yield write_picture(movie, name, path, frame, **rest)
+    return [Path(folder) / f"{_stem(movie)}_{name}{chosen}" for movie in movies]
 
 
 def _stem(movie: str | Path) -> str:
