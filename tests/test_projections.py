@@ -11,7 +11,7 @@ from diffusers_stale.data.scenes import Scene, sample_scene
 from diffusers_stale.light_field import LightField
 from diffusers_stale.light_field.antialiasing import Exposures, prefiltered, with_shutter
 from diffusers_stale.light_field.camera_paths import dolly_shots, orbit_shots, pictures_of, sway_shots
-from diffusers_stale.light_field.depth import CONFIDENT, measured_depth
+from diffusers_stale.light_field.depth import CONFIDENT, measured_depth, smooth_disparity
 from diffusers_stale.light_field.interpolation import Interpolator, view_between
 from diffusers_stale.light_field.projections import (
     PROJECTIONS,
@@ -354,6 +354,14 @@ def test_plain_areas_and_noise_have_no_depth() -> None:
     assert measured_depth(noise(3, 3, 1, 32, 32)).confidence.mean() < 0.3
     with pytest.raises(ValueError, match="single one"):
         measured_depth(noise(1, 1))
+
+
+def test_what_is_plain_beside_an_edge_has_the_depth_of_the_edge() -> None:
+    """A bright bar between two plain walls, all at disparity 0: wrong shears move the bar into the dark wall."""
+    picture = torch.full((3, 1, 1, 1, 32, 32), -0.8)
+    picture[..., :14], picture[..., 14:16] = -0.1, 0.9
+    found = smooth_disparity(measured_depth(picture.expand(-1, 5, 5, -1, -1, -1), max_disparity=2.75))
+    assert found.abs().max() < 0.1
 
 
 def test_near_is_bright_in_a_depth_map() -> None:

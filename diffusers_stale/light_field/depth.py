@@ -33,6 +33,10 @@ NOISE = 2e-3
 BENT = 12.0
 """How much it counts against a line that it is bent, beside the squares of gradients."""
 
+WORSE = 7e-5
+"""What a disparity may leave unexplained beyond what another one does, in squares of [-1, 1], before it counts half.
+Beside an edge, a wrong shear moves the edge of a view into a window that is plain for the right one."""
+
 WIDER = 0.1
 """Weight of the surroundings beside a pixel's own measurement where `depth_map` fills gaps."""
 
@@ -104,20 +108,20 @@ def smooth_disparity(depth: Depth) -> torch.Tensor:
 
 def _depth_of(moment: torch.Tensor, shears: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
     """Disparity and confidence of one moment `(3, view_rows, view_cols, height, width)`, each `(height, width)`."""
-    best_disparity = moment.new_zeros(moment.shape[-2:])
-    best = torch.full_like(best_disparity, -1.0)
-    for shear in shears:
-        slope, confidence = _slope(moment, shear)
-        # Beyond what a line may lean it is still better than nothing, if no other shear can read it.
-        rank = torch.where(slope.abs() <= LARGEST_SLOPE, confidence, confidence * 1e-3)
-        better = rank > best
-        best_disparity = torch.where(better, shear + slope, best_disparity)
-        best = torch.where(better, rank, best)
-    return best_disparity, best.clamp(0.0, 1.0)
+    slopes, confidences, left = (torch.stack(maps) for maps in zip(*(_slope(moment, s) for s in shears), strict=True))
+    confidences = confidences * WORSE / (WORSE + left - left.amin(dim=0))
+    # Beyond what a line may lean it is still better than nothing, if no other shear can read it.
+    rank = torch.where(slopes.abs() <= LARGEST_SLOPE, confidences, confidences * 1e-3)
+    best, index = rank.max(dim=0)
+    disparities = slopes + slopes.new_tensor(shears)[:, None, None]
+    return disparities.gather(0, index[None])[0], best.clamp(0.0, 1.0)
 
 
-def _slope(moment: torch.Tensor, shear: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Disparity beside `shear`, and confidence, from the structure tensor of epipolar images of both axes together."""
+def _slope(moment: torch.Tensor, shear: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Disparity beside `shear`, confidence, and what stays unexplained: mean squares of pixels of [-1, 1].
+
+    From the structure tensor of epipolar images of both axes together.
+    """
     along = across = both = bent = 0.0
     for axis, picture_axis in ((1, -2), (2, -1)):
         count = moment.shape[axis]
@@ -143,7 +147,7 @@ def _slope(moment: torch.Tensor, shear: float) -> tuple[torch.Tensor, torch.Tens
     # Of an even line nothing remains but rounding; the part of the change that the slope does not explain tells more.
     unexplained = (both - slope * across).clamp(min=0.0)
     confidence = coherence * along / (along + NOISE + 4 * unexplained + BENT * bent)
-    return slope, confidence
+    return slope, confidence, unexplained + bent
 
 
 def _bent(
