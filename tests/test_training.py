@@ -201,6 +201,16 @@ def test_processes_that_do_not_train_together_are_refused(monkeypatch: pytest.Mo
         make_accelerator("auto")
 
 
+def test_stages_of_one_program_may_differ_in_precision(tmp_path: Path):
+    weights = []
+    for index, precision in enumerate(("bf16", "no", "bf16")):
+        settings = replace(SMOKE.text, precision=precision, max_steps=1, sample_every=1000)
+        report = train_stage("text", replace(SMOKE, text=settings), tmp_path / str(index))
+        assert report["config"]["precision"] == precision
+        weights.append(report["fingerprints"]["1"])
+    assert weights[0] == weights[2] != weights[1]
+
+
 def test_settings_change_by_name():
     config = with_changes(SMOKE, ["learning_rate=0.5", "movie.baselines=1,2"], ["image"])
     assert config.image.learning_rate == 0.5

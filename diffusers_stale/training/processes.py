@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -35,6 +36,8 @@ def make_accelerator(precision: Precision) -> Accelerator:
             "The launcher asked for Accelerate's FSDP, but sharding is the trainer's; use "
             "scripts/accelerate/fsdp2.yaml, which is a launch of plain processes, with --set shard_weights=true."
         )
+    # The stages of one run may differ in precision, which Accelerate would keep for as long as the program runs.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no" if precision == "fp16" else chosen_precision(precision),
