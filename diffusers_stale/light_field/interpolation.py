@@ -46,6 +46,9 @@ LEAST_WEIGHT = 1e-4
 NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 """Rows down and columns to the right."""
 
+EDGE = 2
+"""Pixels about a picture for what is thrown beyond its edges."""
+
 NOWHERE = -1e9
 """Disparity of what has not been hit."""
 
@@ -166,7 +169,7 @@ class Interpolator:
         """Disparity as seen from `(row, col)`, of what the cameras `sources` see; the nearest counts."""
         height, width = self.views.shape[-2:]
         slope = self._slope(forward)
-        field = self.views.new_full((height * width + 1,), NOWHERE)  # the last is for what falls beyond the edges
+        field = self.views.new_full((height + 2 * EDGE, width + 2 * EDGE), NOWHERE)
         y, x = pixel_places(height, width, self.views)
         for r, c in sources:
             seen = self.disparity(r, c)
@@ -176,8 +179,8 @@ class Interpolator:
             down = (y + seen * (r - row + slope * (height - 1) / 2)) / growth
             across = (x + seen * (c - col + slope * (width - 1) / 2)) / growth
             for places in _pixels_around(down, across, height, width):
-                field.scatter_reduce_(0, places.flatten(), seen.flatten(), "amax")
-        return _filled(field[: height * width].view(height, width))
+                field.view(-1).scatter_reduce_(0, places.flatten(), seen.flatten(), "amax")
+        return _filled(field[EDGE:-EDGE, EDGE:-EDGE].contiguous())
 
     def _agreed(self, row: int, col: int) -> torch.Tensor:
         """What a camera found, less what half of its neighbours look through: they saw what is behind it."""
@@ -280,21 +283,24 @@ def _is_beyond(rows: torch.Tensor, cols: torch.Tensor, height: int, width: int) 
 def _pixels_around(down: torch.Tensor, across: torch.Tensor, height: int, width: int) -> list[torch.Tensor]:
     """Flat indices of the pixels that points fall on, of the four around each those within 3/4 of a pixel.
 
-    The others, and those beyond the edges, are `height * width`.
+    They are those of a picture with `EDGE` more pixels on every side, where points beyond the edges fall too; a pixel
+    that is farther from its point is the first, which is beyond.
     """
-    found = []
-    for rows in _sides_of(down):
-        for cols in _sides_of(across):
-            hit = ((rows - down).abs() < 0.75) & ((cols - across).abs() < 0.75)
-            hit &= (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
-            found.append(torch.where(hit, rows * width + cols, height * width).long())
-    return found
+    line = width + 2 * EDGE
+    (top, rows), (left, cols) = _sides_of(down, height, line), _sides_of(across, width, 1)
+    first = top * line + left
+    return [torch.where(near & beside, first + (below + right), 0) for below, near in rows for right, beside in cols]
 
 
-def _sides_of(places: torch.Tensor) -> list[torch.Tensor]:
-    """The whole numbers below and above; only one where all are whole, as along an axis that nothing moves along."""
-    low, high = places.floor(), places.ceil()
-    return [low] if torch.equal(low, high) else [low, high]
+def _sides_of(places: torch.Tensor, size: int, step: int) -> tuple[torch.Tensor, list[tuple[int, torch.Tensor]]]:
+    """The index below places along an axis of `size`; for it, and for the next that is `step` farther, what is near.
+
+    Only one of them where all places are whole, as along an axis that nothing moves along.
+    """
+    low = places.floor()
+    part = places - low
+    sides = [(0, part < 0.75), (step, part > 0.25)] if part.any() else [(0, torch.ones_like(part, dtype=torch.bool))]
+    return low.clamp_(-EDGE, size).add_(EDGE).long(), sides
 
 
 def _filled(disparity: torch.Tensor) -> torch.Tensor:
