@@ -173,7 +173,10 @@ def check_place(path: Path, force: bool) -> None:
 def _choice(name: str) -> Callable[..., torch.Tensor]:
     choices = {**PROJECTIONS, **DISPLAYS}
     if name not in choices:
-        raise ValueError(f"Expected one of {', '.join(choices)}, got {name!r}; `--list` describes each.")
+        raise ValueError(
+            f"Expected a projection ({', '.join(PROJECTIONS)}) or a display ({', '.join(DISPLAYS)}), got {name!r}; "
+            "`--list` describes each."
+        )
     return choices[name]
 
 
