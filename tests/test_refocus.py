@@ -10,7 +10,7 @@ from diffusers_stale.light_field.between_cameras import parabolas, shares_of_cam
 from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.moved_sums import moved_sum, moved_sums_of_bytes
 from diffusers_stale.light_field.refocus import SHAPES, aperture_weights, refocus, refocused_frames
-from diffusers_stale.light_field.shifting import shifted
+from diffusers_stale.light_field.shifting import box_mean, shifted
 from diffusers_stale.light_field.viewpoints import disparity_range
 
 
@@ -116,6 +116,15 @@ def test_pictures_are_moved_and_added_as_one_by_one():
     partly = moved_sum(view, weights, down, right)
     assert torch.equal(partly[:, 1:], wanted[:, 1:])
     assert asked == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("side", [1, 3, 7, 11, 31])
+def test_the_mean_over_a_window_leaves_out_what_is_beyond_the_edges(side: int):
+    picture, half = torch.rand(2, 9, 12, dtype=torch.float64), side // 2
+    means = box_mean(picture, side)
+    for row, col in ((0, 0), (4, 6), (8, 11), (2, 10)):
+        window = picture[:, max(0, row - half) : row + half + 1, max(0, col - half) : col + half + 1]
+        assert torch.allclose(means[:, row, col], window.mean(dim=(1, 2)), atol=1e-12)
 
 
 def test_frames_come_one_by_one_from_memory_and_file(tmp_path):

@@ -232,19 +232,19 @@ class Interpolator:
     def _cost(self, row: int, col: int, disparity: float) -> torch.Tensor:
         """How badly neighbours agree with a camera if all has this disparity, about each pixel."""
         own = self._reduced(row, col)
-        total = own.new_full(own.shape[1:], PREFER_FLAT * abs(disparity))
+        differences, counts = [], []
         for down, right in ((1, 0), (0, 1)):
-            sides = []
-            for sign in (-1, 1):
-                r, c = row + sign * down, col + sign * right
-                if self._is_there(r, c):
-                    # The neighbour has it at `displaced`; moved back by as much it falls on its own place.
-                    back = -float(displaced(0.0, disparity, float(sign)))
-                    moved = shifted(self._reduced(r, c), back * down, back * right)
-                    difference = (own - moved).abs().mean(dim=0)
-                    sides.append(box_mean(difference, WINDOW))
-            if sides:
-                total = total + torch.stack(sides).amin(dim=0)
+            signs = [sign for sign in (-1, 1) if self._is_there(row + sign * down, col + sign * right)]
+            counts.append(len(signs))
+            for sign in signs:
+                # The neighbour has it at `displaced`; moved back by as much it falls on its own place.
+                back = -float(displaced(0.0, disparity, float(sign)))
+                neighbour = self._reduced(row + sign * down, col + sign * right)
+                differences.append((own - shifted(neighbour, back * down, back * right)).abs().mean(dim=0))
+        total = own.new_full(own.shape[1:], PREFER_FLAT * abs(disparity))
+        if differences:
+            for sides in box_mean(torch.stack(differences), WINDOW).split(counts):
+                total = total + (sides.amin(dim=0) if len(sides) else 0.0)
         return total
 
 
@@ -318,7 +318,7 @@ def _filled(disparity: torch.Tensor) -> torch.Tensor:
 
 def _lowest(costs: torch.Tensor) -> torch.Tensor:
     """Where costs `(candidates, height, width)` are lowest, as an index with a fraction: the foot of a parabola."""
-    best = costs.argmin(dim=0)
+    best = costs.min(dim=0).indices  # much faster than `argmin` along the first axis
     middle = best.clamp(1, len(costs) - 2)
     before, there, after = (costs.gather(0, (middle + offset)[None])[0] for offset in (-1, 0, 1))
     fraction = ((before - after) / (2 * (before - 2 * there + after)).clamp(min=1e-6)).clamp(-0.5, 0.5)

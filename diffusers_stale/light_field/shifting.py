@@ -62,7 +62,23 @@ def sampled(pictures: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, cubi
 
 def box_mean(picture: torch.Tensor, side: int) -> torch.Tensor:
     """Mean of `(..., height, width)` over a window of odd `side` about each pixel; beyond edges nothing counts."""
-    planes = picture.reshape(-1, 1, *picture.shape[-2:])
-    half = side // 2
-    lines = F.avg_pool2d(planes, (side, 1), 1, (half, 0), count_include_pad=False)
-    return F.avg_pool2d(lines, (1, side), 1, (0, half), count_include_pad=False).reshape(picture.shape)
+    for axis, beyond in ((-2, (0, 0, side // 2, side // 2)), (-1, (side // 2, side // 2, 0, 0))):
+        counts = _running_sum(F.pad(picture.new_ones(picture.shape[axis]), (side // 2,) * 2), side, 0)
+        picture = _running_sum(F.pad(picture, beyond), side, axis) / (counts[:, None] if axis == -2 else counts)
+    return picture
+
+
+def _running_sum(picture: torch.Tensor, count: int, axis: int) -> torch.Tensor:
+    """Sums of `count` neighbours along an axis, which gets `count - 1` shorter.
+
+    By sums of 2, 4, 8 and so on: far fewer additions, and much faster than PyTorch's pooling.
+    """
+    size, found, total, power = picture.shape[axis] - count + 1, 0, None, 1
+    while True:
+        if count & power:
+            part = picture.narrow(axis, found, size)
+            total, found = part if total is None else total + part, found + power
+        if 2 * power > count:
+            return total
+        length = picture.shape[axis] - power
+        picture, power = picture.narrow(axis, 0, length) + picture.narrow(axis, power, length), 2 * power
