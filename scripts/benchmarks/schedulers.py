@@ -98,9 +98,10 @@ def distance_from_data(process: str, problem: ExactProblem, make: Make, evaluati
 
 
 def compare(
-    process: str, steps: list[int], suite: list[tuple[int, ExactProblem]], samples: int, fit: bool, others: list[str]
-) -> None:
-    stock = list(stock_configurations(process))
+    process: str, steps: list[int], suite: list[tuple[int, ExactProblem]], samples: int, fit: bool, others: list[str],
+    rivals: list[str] | None,
+) -> None:  # fmt: skip
+    stock = [found for found in stock_configurations(process) if rivals is None or found[0] in rivals]
     errors: dict[tuple[int, str], list[float | None]] = {}
     ours: list[dict[str, Make]] = []
     for seed, problem in suite:
@@ -149,6 +150,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=24, help="noises a problem")
     parser.add_argument("--uncalibrated", action="store_true", help="leave out calibration, which takes longest")
     parser.add_argument("--weights", nargs="*", default=[], choices=["gaussian", "multistep", "none"], help="too")
+    parser.add_argument(
+        "--rivals", nargs="+", metavar="NAME", help="only these configurations of diffusers, as they are printed"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
@@ -156,7 +160,7 @@ def main() -> None:
     suite = [(seed, SUITES[arguments.suite][name](seed)) for seed in arguments.seeds for name in arguments.problems]
     for process in arguments.processes:
         fit = not arguments.uncalibrated
-        compare(process, arguments.steps, suite, arguments.samples, fit, arguments.weights)
+        compare(process, arguments.steps, suite, arguments.samples, fit, arguments.weights, arguments.rivals)
 
 
 if __name__ == "__main__":
