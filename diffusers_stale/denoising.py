@@ -23,7 +23,7 @@ class DenoisingMixin:
     """What `StaleDiffusionPipeline` does at its timesteps."""
 
     windows: Windows | None = None
-    negative_factors: dict[str, float] = {}
+    negative_conditions: dict[str, float] = {}
     _clean_latents: torch.Tensor | None = None
 
     @property
@@ -137,7 +137,7 @@ class DenoisingMixin:
                 name: torch.cat([value] * 2) if isinstance(value, torch.Tensor) else value
                 for name, value in conditions.items()
             }
-            conditions |= self.guided_conditions(conditions, len(latents))
+            conditions |= self.guided_conditions(conditions, len(latents), timestep)
         inputs = self.scheduler.scale_model_input(inputs, timestep)
         if "inpainting" in conditions:
             conditions = dict(conditions)
@@ -157,32 +157,48 @@ class DenoisingMixin:
         guided = without + self.guidance_scale * (with_text - without)
         return rescaled(guided, with_text, guidance_rescale) if guidance_rescale else guided
 
-    def be_unlike(self, negative_baseline: float | None = None, negative_frame_spacing: float | None = None) -> None:
+    def be_unlike(
+        self,
+        negative_baseline: float | None = None,
+        negative_frame_spacing: float | None = None,
+        negative_end: float | None = None,
+    ) -> None:
         """Sets by what factors conditions are smaller in the negative prediction; None for the checkpoint's own.
 
         Guidance so leads away from flat or still movies as it leads away from other words. InstructPix2Pix (Brooks et
         al. 2022, arXiv 2211.09800, equation 3) has one more evaluation for a second condition, with a scale of its
-        own; here one evaluation serves for all, and how far a condition is taken off sets its scale.
+        own; here one evaluation serves for all, and how far a condition is taken off sets its scale. As with words
+        (Kynkaanniemi et al. 2024, arXiv 2404.07724), too much is done where little noise is left, unless it ends.
 
-        Raises `ValueError` for factors that are not finite, and for a negative spacing of frames.
+        Raises `ValueError` for factors that are not finite, for a negative spacing of frames, and for an end outside
+        of 0 to 1.
         """
-        own = self.config
-        if negative_baseline is None:
-            negative_baseline = own.get("default_negative_baseline", 1.0)
-        if negative_frame_spacing is None:
-            negative_frame_spacing = own.get("default_negative_frame_spacing", 1.0)
-        self.negative_factors = {
-            "view_baseline": check_number("negative_baseline", negative_baseline),
-            "frame_spacing": check_number("negative_frame_spacing", negative_frame_spacing, least=0.0),
+        given = {
+            "negative_baseline": negative_baseline,
+            "negative_frame_spacing": negative_frame_spacing,
+            "negative_end": negative_end,
         }
+        known = {
+            name: self.config.get(f"default_{name}", 1.0) if value is None else value for name, value in given.items()
+        }
+        check_number("negative_baseline", known["negative_baseline"])
+        check_number("negative_frame_spacing", known["negative_frame_spacing"], least=0.0)
+        if check_number("negative_end", known["negative_end"], least=0.0) > 1:
+            raise ValueError(f"`negative_end` must be from 0 to 1, got {negative_end}; 1 never ends.")
+        self.negative_conditions = known
 
-    def guided_conditions(self, conditions: dict[str, Any], movies: int) -> dict[str, torch.Tensor]:
+    def guided_conditions(
+        self, conditions: dict[str, Any], movies: int, timestep: torch.Tensor | float
+    ) -> dict[str, torch.Tensor]:
         """Those conditions that negative predictions are told otherwise: theirs and, after them, those of prompts."""
+        unlike = self.negative_conditions
+        if float(timestep) < (1 - unlike.get("negative_end", 1.0)) * self.scheduler.config.num_train_timesteps:
+            return {}
         guided = {}
-        for name, factor in self.negative_factors.items():
-            if factor != 1:
+        for name, factor in (("view_baseline", "negative_baseline"), ("frame_spacing", "negative_frame_spacing")):
+            if unlike.get(factor, 1.0) != 1:
                 guided[name] = torch.full((2 * movies,), float(conditions.get(name, 1.0)))
-                guided[name][:movies] *= factor
+                guided[name][:movies] *= unlike[factor]
         return guided
 
     def evaluate(

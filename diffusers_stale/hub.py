@@ -144,7 +144,7 @@ def default_negative_prompt(folder: Path) -> str:
 def negative_defaults(folder: Path) -> dict[str, float]:
     """What else the checkpoint in `folder` has guidance lead away from; older ones say nothing, which is 1."""
     index = read_json(folder / INDEX)
-    names = ("default_negative_baseline", "default_negative_frame_spacing")
+    names = ("default_negative_baseline", "default_negative_frame_spacing", "default_negative_end")
     return {name: check_number(name, index.get(name, 1.0)) for name in names}
 
 

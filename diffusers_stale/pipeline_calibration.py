@@ -70,7 +70,7 @@ def calibrate_pipeline(
 
     provenance = {
         "guidance_scale": pipeline.guidance_in_force,
-        "negative_conditions": pipeline.negative_factors,
+        "negative_conditions": pipeline.negative_conditions,
         "prompts": list(dict.fromkeys(told)),
         "grid": list(grid),
         "seed": settings.seed,

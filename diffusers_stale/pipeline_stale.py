@@ -66,8 +66,8 @@ class StaleDiffusionPipeline(
         scheduler: a `StaleScheduler`, or any scheduler of diffusers with the UNet's `prediction_type`.
         default_negative_prompt: what guidance leads away from where no negative prompt is given. Checkpoints that were
             trained to (`hinge_caption`, the crying-joy hinge of arXiv 2404.01079) have the token of tears of joy here.
-        default_negative_baseline, default_negative_frame_spacing: what calls take for `negative_baseline` and
-            `negative_frame_spacing` where none is given.
+        default_negative_baseline, default_negative_frame_spacing, default_negative_end: what calls take for
+            `negative_baseline` and so on where none is given.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -83,16 +83,19 @@ class StaleDiffusionPipeline(
         default_negative_prompt: str = "",
         default_negative_baseline: float = 1.0,
         default_negative_frame_spacing: float = 1.0,
+        default_negative_end: float = 1.0,
     ):
         super().__init__()
         self.agree_on_dtype(text_encoder, unet)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         if default_negative_prompt:
             self.register_to_config(default_negative_prompt=default_negative_prompt)
-        if default_negative_baseline != 1:
-            self.register_to_config(default_negative_baseline=default_negative_baseline)
-        if default_negative_frame_spacing != 1:
-            self.register_to_config(default_negative_frame_spacing=default_negative_frame_spacing)
+        defaults = {
+            "default_negative_baseline": default_negative_baseline,
+            "default_negative_frame_spacing": default_negative_frame_spacing,
+            "default_negative_end": default_negative_end,
+        }
+        self.register_to_config(**{name: value for name, value in defaults.items() if value != 1})
         self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
 
     @classmethod
@@ -305,6 +308,7 @@ class StaleDiffusionPipeline(
         view_spacing: float = 1.0,
         frame_spacing: float = 1.0,
         negative_frame_spacing: float | None = None,
+        negative_end: float | None = None,
         loop: bool = False,
         frame_rate: float = 8.0,
         num_videos_per_prompt: int = 1,
@@ -350,6 +354,7 @@ class StaleDiffusionPipeline(
             frame_spacing: time between frames in trained frame steps; 0.5 for slow motion.
             negative_frame_spacing: factor on `frame_spacing` in the negative prediction, as `negative_baseline` for
                 cameras: below 1, guidance leads away from standing still.
+            negative_end: share of the timesteps, from the noisiest on, after which the two end; 1 for never.
             loop: the last frame is followed by the first; takes longer, see `StaleUNet5DConditionModel.forward`.
             frame_rate: frames a second that the light field is to be shown at.
             num_videos_per_prompt: movies for each prompt.
@@ -415,7 +420,7 @@ class StaleDiffusionPipeline(
             {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds},
         )
         self._guidance_scale, self._interrupt = guidance_scale, False
-        self.be_unlike(negative_baseline, negative_frame_spacing)
+        self.be_unlike(negative_baseline, negative_frame_spacing, negative_end)
         device = self._execution_device
         self.check_calibration()
         # With windows the device sees pieces of the grid only, and all else happens on the CPU.
@@ -464,7 +469,7 @@ class StaleDiffusionPipeline(
                 "guidance_scale": guidance_scale,
                 "guidance_rescale": guidance_rescale,
                 "frame_spacing": frame_spacing,
-                "negative_conditions": self.negative_factors,
+                "negative_conditions": self.negative_conditions,
                 "loop": loop,
                 "latents_given": latents is not None,
                 "windows": None if self.windows is None else asdict(self.windows),

@@ -37,7 +37,7 @@ NOISE_STREAM = 71
 REQUEST, INDEX = "request.json", "index.jsonl"
 SETTINGS = (
     "checkpoint", "seed", "view_rows", "view_cols", "frames", "height", "width", "steps", "guidance", "baseline",
-    "negative", "negative_baseline", "negative_frame_spacing", "frame_spacing", "loop", "dtype",
+    "negative", "negative_baseline", "negative_frame_spacing", "negative_end", "frame_spacing", "loop", "dtype",
 )  # fmt: skip
 """Arguments that decide what a movie looks like."""
 
@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--baseline", type=float, default=1.0)
     parser.add_argument("--negative", help="what should not be seen; by default the checkpoint's own")
-    for name in ("--negative-baseline", "--negative-frame-spacing"):
+    for name in ("--negative-baseline", "--negative-frame-spacing", "--negative-end"):
         parser.add_argument(name, type=float, help="as of stale-diffusion generate; by default the checkpoint's own")
     parser.add_argument("--frame-spacing", type=float, default=1.0, help="0.5 for slow motion")
     parser.add_argument("--loop", action="store_true")
@@ -128,6 +128,7 @@ def generate(arguments: argparse.Namespace, prompts: list[str], accelerator: Acc
             negative_prompt=arguments.negative,
             negative_baseline=arguments.negative_baseline,
             negative_frame_spacing=arguments.negative_frame_spacing,
+            negative_end=arguments.negative_end,
             frame_spacing=arguments.frame_spacing,
             view_rows=arguments.view_rows,
             view_cols=arguments.view_cols,

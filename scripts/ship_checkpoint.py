@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         "--evaluation", type=Path, nargs="*", default=[], help="folders that scripts/evaluate.py wrote"
     )
     parser.add_argument("--scaling", type=Path, help="folder that scripts/benchmarks/scaling.py wrote")
-    for name in ("--negative-baseline", "--negative-frame-spacing"):
+    for name in ("--negative-baseline", "--negative-frame-spacing", "--negative-end"):
         parser.add_argument(name, type=float, help="what its pipeline takes by default, see StaleDiffusionPipeline")
     parser.add_argument("--about", type=Path, default=ROOT / "docs" / "about_barnyard.md", help="text of the card")
     return parser.parse_args()
@@ -74,6 +74,7 @@ def main() -> int:
         given = {
             "default_negative_baseline": arguments.negative_baseline,
             "default_negative_frame_spacing": arguments.negative_frame_spacing,
+            "default_negative_end": arguments.negative_end,
         }
         defaults = {name: value for name, value in given.items() if value is not None}
         card = write_shared(

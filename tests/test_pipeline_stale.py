@@ -73,6 +73,11 @@ def test_guidance_leads_away_from_flat_and_still_movies(tiny_pipeline, monkeypat
     assert [value.tolist() for value in told[-1].values()] == [[0.0, 2.0], [0.5, 1.0]]
     assert torch.equal(run(tiny_pipeline, baseline=2.0, negative_baseline=1.0), usual)
     assert not torch.allclose(changed, usual)
+    told.clear()
+    run(tiny_pipeline, num_inference_steps=8, negative_baseline=0.0, negative_end=0.5)
+    told_otherwise = [isinstance(each["view_baseline"], torch.Tensor) for each in told]
+    assert told_otherwise == [float(timestep) >= 500 for timestep in tiny_pipeline.scheduler.timesteps]
+    assert set(told_otherwise) == {True, False}
     run(tiny_pipeline, guidance_scale=1.0, negative_baseline=0.0)
     assert told[-1]["view_baseline"] == 1.0, "without guidance there is no negative prediction"
 
@@ -80,7 +85,9 @@ def test_guidance_leads_away_from_flat_and_still_movies(tiny_pipeline, monkeypat
 def test_what_guidance_leads_away_from_travels_with_the_checkpoint(tiny_pipeline, tmp_path):
     own = StaleDiffusionPipeline(**tiny_pipeline.components, default_negative_baseline=0.0)
     movie = run(own, output_type="light_field")[0]
-    assert movie.provenance["negative_conditions"] == {"view_baseline": 0.0, "frame_spacing": 1.0}
+    assert movie.provenance["negative_conditions"] == {
+        "negative_baseline": 0.0, "negative_frame_spacing": 1.0, "negative_end": 1.0,
+    }  # fmt: skip
     own.save_pretrained(tmp_path)
     again = StaleDiffusionPipeline.from_pretrained(tmp_path)
     assert torch.equal(run(again), run(tiny_pipeline, negative_baseline=0.0))
@@ -88,7 +95,13 @@ def test_what_guidance_leads_away_from_travels_with_the_checkpoint(tiny_pipeline
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"negative_baseline": float("nan")}, {"negative_frame_spacing": -1.0}, {"frame_spacing": -0.5}]
+    "wrong",
+    [
+        {"negative_baseline": float("nan")},
+        {"negative_frame_spacing": -1.0},
+        {"frame_spacing": -0.5},
+        {"negative_end": -1.0},
+    ],
 )
 def test_negative_conditions_that_are_none_are_refused(tiny_pipeline, wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be a finite number"):

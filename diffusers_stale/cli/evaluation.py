@@ -47,6 +47,7 @@ def evaluate(
         float | None, typer.Option(help="As of generate; by default the checkpoint's own.")
     ] = None,
     negative_frame_spacing: Annotated[float | None, typer.Option(help="Likewise.")] = None,
+    negative_end: Annotated[float | None, typer.Option(help="Likewise.")] = None,
     batch: Annotated[int, typer.Option(help="Movies at a time.")] = 4,
     unusual: Annotated[int, typer.Option(help="Of the captions that the grammar never wrote; up to 60.")] = 60,
     noise_scenes: Annotated[int, typer.Option(help="Scenes for errors by noise level; 0 for none.")] = 8,
@@ -85,6 +86,7 @@ def evaluate(
             negative=negative,
             negative_baseline=negative_baseline,
             negative_frame_spacing=negative_frame_spacing,
+            negative_end=negative_end,
             batch=batch,
             unusual=unusual,
             noise_scenes=noise_scenes,

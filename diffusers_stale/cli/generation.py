@@ -62,6 +62,9 @@ def generate(
     negative_frame_spacing: Annotated[
         float | None, typer.Option(help="The same on --frame-spacing: below 1, it strengthens motion.")
     ] = None,
+    negative_end: Annotated[
+        float | None, typer.Option(help="Share of the noise levels after which those two end; 1 for never.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to begin with, as the middle camera sees it.")] = None,
     video: Annotated[
         Path | None, typer.Option(help="A video of the middle camera, of which the others are to be found.")
@@ -90,6 +93,7 @@ def generate(
             negative_prompt=negative,
             negative_baseline=negative_baseline,
             negative_frame_spacing=negative_frame_spacing,
+            negative_end=negative_end,
             frame_spacing=frame_spacing,
             view_rows=view_rows,
             view_cols=view_cols,

@@ -12,7 +12,7 @@ from diffusers_stale.evaluation.tables import figure_text, markdown_table, numbe
 
 SETTING_TYPES = {
     "steps": int, "guidance": float, "seed": int, "negative": str, "negative_baseline": float,
-    "negative_frame_spacing": float, "frames": int, "prompts": int,
+    "negative_frame_spacing": float, "negative_end": float, "frames": int, "prompts": int,
 }  # fmt: skip
 """What a candidate may change, as in "barnyard:steps=8:guidance=2"."""
 

@@ -57,6 +57,7 @@ class EvaluationSettings:
     negative: str | None = None
     negative_baseline: float | None = None
     negative_frame_spacing: float | None = None
+    negative_end: float | None = None
     batch: int = 4
     unusual: int = 0
     training_seeds: tuple[int, ...] = (0,)
@@ -198,12 +199,15 @@ def _measure_unusual(
     return found, truth
 
 
+NEGATIVE_CONDITIONS = ("negative_baseline", "negative_frame_spacing", "negative_end")
+
+
 def generate(
     pipeline: Callable[..., Any], prompts: Sequence[EvaluationPrompt], settings: EvaluationSettings, first: int
 ) -> torch.Tensor:
     """Movies in [-1, 1] for prompts of which the first has the index `first`."""
     options = {} if settings.negative is None else {"negative_prompt": [settings.negative] * len(prompts)}
-    options |= {name: getattr(settings, name) for name in ("negative_baseline", "negative_frame_spacing")}
+    options |= {name: getattr(settings, name) for name in NEGATIVE_CONDITIONS}
     output = pipeline(
         prompt=[prompt.text for prompt in prompts],
         view_rows=settings.view_rows,
