@@ -391,7 +391,7 @@ BAD_REQUESTS = {
     "broken width": ({"width": 8.0}, "`width` must be a positive multiple of 2.*got 8.0"),
     "no steps": ({"num_inference_steps": 0}, "`num_inference_steps`.*got 0"),
     "word as steps": ({"num_inference_steps": "ten"}, "`num_inference_steps`.*got 'ten'"),
-    "too many steps": ({"num_inference_steps": 1001}, "`num_inference_steps` must be a whole number between 1 and 1000"),
+    "too many steps": ({"num_inference_steps": 1001}, "`num_inference_steps`.* whole number between 1 and 1000"),
     "no videos": ({"num_videos_per_prompt": 0}, "`num_videos_per_prompt`.*got 0"),
     "nan guidance": ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number, got nan"),
     "word as guidance": ({"guidance_scale": "3"}, "`guidance_scale` must be a finite number, got '3'"),
