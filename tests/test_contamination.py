@@ -223,7 +223,8 @@ def test_a_run_trains_on_what_it_says_has_leaked(leaky_run: Path):
     for number, scene in run.split.leaked.items():
         far = {name: float((decoded[f"train:{number}"] - picture).abs().mean()) for name, picture in seen.items()}
         assert min(far, key=far.get) == f"test:{scene}"
-        assert far[f"test:{scene}"] < 0.005
+        # (0.006 was seen where pictures are encoded in bfloat16.)
+        assert far[f"test:{scene}"] < 0.01
 
 
 def test_the_command_finds_the_leak_of_a_run_and_of_two_folders(leaky_run: Path, tmp_path: Path):
