@@ -19,6 +19,10 @@ from diffusers_stale.windows import Windows, predict_in_windows
 Callback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
 
+NEGATIVE_CONDITIONS = ("negative_baseline", "negative_frame_spacing", "negative_end")
+"""What else guidance leads away from (`be_unlike`), and for how long; configurations have them as `default_` of it."""
+
+
 class DenoisingMixin:
     """What `StaleDiffusionPipeline` does at its timesteps."""
 
@@ -173,18 +177,12 @@ class DenoisingMixin:
         Raises `ValueError` for factors that are not finite, for a negative spacing of frames, and for an end outside
         of 0 to 1.
         """
-        given = {
-            "negative_baseline": negative_baseline,
-            "negative_frame_spacing": negative_frame_spacing,
-            "negative_end": negative_end,
-        }
-        known = {
-            name: self.config.get(f"default_{name}", 1.0) if value is None else value for name, value in given.items()
-        }
+        given = zip(NEGATIVE_CONDITIONS, (negative_baseline, negative_frame_spacing, negative_end), strict=True)
+        known = {name: self.config.get(f"default_{name}", 1.0) if value is None else value for name, value in given}
         check_number("negative_baseline", known["negative_baseline"])
         check_number("negative_frame_spacing", known["negative_frame_spacing"], least=0.0)
         if check_number("negative_end", known["negative_end"], least=0.0) > 1:
-            raise ValueError(f"`negative_end` must be from 0 to 1, got {negative_end}; 1 never ends.")
+            raise ValueError(f"`negative_end` must be from 0 to 1, got {known['negative_end']}; 1 never ends.")
         self.negative_conditions = known
 
     def guided_conditions(
@@ -192,7 +190,8 @@ class DenoisingMixin:
     ) -> dict[str, torch.Tensor]:
         """Those conditions that negative predictions are told otherwise: theirs and, after them, those of prompts."""
         unlike = self.negative_conditions
-        if float(timestep) < (1 - unlike.get("negative_end", 1.0)) * self.scheduler.config.num_train_timesteps:
+        end = 1 - unlike.get("negative_end", 1.0)
+        if end > 0 and float(timestep) < end * self.scheduler.config.num_train_timesteps:
             return {}
         guided = {}
         for name, factor in (("view_baseline", "negative_baseline"), ("frame_spacing", "negative_frame_spacing")):

@@ -27,6 +27,7 @@ from diffusers_stale.checkpoint_checks import (
 )
 from diffusers_stale.checkpoint_origin import EXPORTED, SHIPPED
 from diffusers_stale.checkpoints import checkpoint_path
+from diffusers_stale.denoising import NEGATIVE_CONDITIONS
 from diffusers_stale.manifest import MANIFEST
 from diffusers_stale.pipeline_checks import check_number
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
@@ -144,7 +145,7 @@ def default_negative_prompt(folder: Path) -> str:
 def negative_defaults(folder: Path) -> dict[str, float]:
     """What else the checkpoint in `folder` has guidance lead away from; older ones say nothing, which is 1."""
     index = read_json(folder / INDEX)
-    names = ("default_negative_baseline", "default_negative_frame_spacing", "default_negative_end")
+    names = [f"default_{name}" for name in NEGATIVE_CONDITIONS]
     return {name: check_number(name, index.get(name, 1.0)) for name in names}
 
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffusers_stale.checkpoint_origin import without_repeats
 from diffusers_stale.checkpoints import ROOT as CHECKPOINTS
+from diffusers_stale.denoising import NEGATIVE_CONDITIONS
 from diffusers_stale.model_card import PICTURES, CardPicture
 from diffusers_stale.sharing import write_shared
 from diffusers_stale.training.reports import collect_reports
@@ -35,8 +36,12 @@ def parse_arguments() -> argparse.Namespace:
         "--evaluation", type=Path, nargs="*", default=[], help="folders that scripts/evaluate.py wrote"
     )
     parser.add_argument("--scaling", type=Path, help="folder that scripts/benchmarks/scaling.py wrote")
-    for name in ("--negative-baseline", "--negative-frame-spacing", "--negative-end"):
-        parser.add_argument(name, type=float, help="what its pipeline takes by default, see StaleDiffusionPipeline")
+    for name in NEGATIVE_CONDITIONS:
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            help="what its pipeline takes by default, see StaleDiffusionPipeline",
+        )
     parser.add_argument("--about", type=Path, default=ROOT / "docs" / "about_barnyard.md", help="text of the card")
     return parser.parse_args()
 
@@ -71,11 +76,7 @@ def main() -> int:
         evaluations = [json.loads((folder / "report.json").read_text()) for folder in arguments.evaluation]
         about = arguments.about.read_text()
         pictures = card_pictures(arguments.evaluation, arguments.scaling)
-        given = {
-            "default_negative_baseline": arguments.negative_baseline,
-            "default_negative_frame_spacing": arguments.negative_frame_spacing,
-            "default_negative_end": arguments.negative_end,
-        }
+        given = {f"default_{name}": getattr(arguments, name) for name in NEGATIVE_CONDITIONS}
         defaults = {name: value for name, value in given.items() if value is not None}
         card = write_shared(
             arguments.run / "movie", target, arguments.name, reports, about, evaluations, pictures, defaults

@@ -308,13 +308,15 @@ def test_baseline_and_spacing_scale_the_same_coordinates():
     assert not torch.allclose(halved, run(unet, sample), atol=1e-3)
 
 
-def test_each_movie_has_its_own_baseline():
+@pytest.mark.parametrize(
+    ("name", "values"), [("view_baseline", [0.5, 1.0, 1.5, 2.0]), ("frame_spacing", [0.0, 0.0, 1.0, 0.5])]
+)
+def test_each_movie_has_its_own(name: str, values: list[float]):
     unet, sample = tiny_unet(), light_field()
-    baselines = torch.tensor([0.5, 1.0, 1.5, 2.0])
-    together = run(unet, sample, view_baseline=baselines)
-    for index, baseline in enumerate(baselines.tolist()):
+    together = run(unet, sample, **{name: torch.tensor(values)})
+    for index, value in enumerate(values):
         one = slice(index, index + 1)
-        alone = run(unet, sample[one], encoder_hidden_states=text()[one], view_baseline=baseline)
+        alone = run(unet, sample[one], encoder_hidden_states=text()[one], **{name: value})
         assert torch.allclose(together[one], alone, atol=1e-4)
 
 
@@ -328,18 +330,13 @@ def test_moments_between_frames_are_those_of_a_movie_of_more_frames():
     assert torch.allclose(layer(line)[0], layer.pe[0, [2] * 5], atol=1e-6)
 
 
-def test_each_movie_has_its_own_frame_spacing():
+def test_a_spacing_of_frames_counts_and_does_not_outlive_its_call():
     unet, sample = tiny_unet(), light_field()
-    spacings = torch.tensor([0.0, 0.0, 1.0, 0.5])
-    together = run(unet, sample, frame_spacing=spacings)
-    for index, spacing in enumerate(spacings.tolist()):
-        one = slice(index, index + 1)
-        alone = run(unet, sample[one], encoder_hidden_states=text()[one], frame_spacing=spacing)
-        assert torch.allclose(together[one], alone, atol=1e-4)
     usual = run(unet, sample)
+    together = run(unet, sample, frame_spacing=torch.tensor([0.0, 0.0, 1.0, 0.5]))
     assert torch.allclose(together[2], usual[2], atol=1e-4)
     assert not torch.allclose(together[3], usual[3], atol=1e-3)
-    assert torch.equal(run(unet, sample), usual), "a spacing must not outlive its call"
+    assert torch.equal(run(unet, sample), usual)
 
 
 def test_frames_of_one_moment_that_are_alike_stay_alike():

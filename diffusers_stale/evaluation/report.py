@@ -15,6 +15,7 @@ from tqdm import tqdm
 from diffusers_stale.axes import check_count, check_light_field
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import ATTRIBUTE_VALUES
+from diffusers_stale.denoising import NEGATIVE_CONDITIONS
 from diffusers_stale.evaluation.alignment import attribute_accuracy, wrong_attributes
 from diffusers_stale.evaluation.bars import allowed_flicker, check_bars, disparity_ratios, view_ratios
 from diffusers_stale.evaluation.classifier import AttributeClassifier, classifier_notes, load_classifier
@@ -197,9 +198,6 @@ def _measure_unusual(
         found.add(instruments, movies)
         truth.add(instruments, render_prompts(batch, movies.shape))
     return found, truth
-
-
-NEGATIVE_CONDITIONS = ("negative_baseline", "negative_frame_spacing", "negative_end")
 
 
 def generate(
