@@ -225,7 +225,7 @@ def test_an_eye_sees_one_view_through_all_lenses():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"views": 0}, {"views": 300}, {"pitch": 0.5}, {"slant": float("nan")}, {"panel_width": 0}]
+    "wrong", [{"views": 1}, {"views": 300}, {"pitch": 0.5}, {"slant": float("nan")}, {"panel_width": 0}]
 )
 def test_a_sheet_that_cannot_be_is_refused(wrong: dict):
     with pytest.raises(ValueError, match=next(iter(wrong))):

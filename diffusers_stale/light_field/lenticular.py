@@ -69,7 +69,8 @@ def lenticular(
     """
     pixels = pixels_of(light_field)
     check_columns(pixels.shape[2], "A lenticular sheet")
-    check_count("views", views, MAX_VIEWS)
+    if check_count("views", views, MAX_VIEWS) < 2:
+        raise ValueError("`views` must be at least 2, got 1; under a lens with one view both eyes see the same.")
     height, width = pixels.shape[-2:]
     wide = check_count("panel_width", min(views * width, MAX_SIZE) if panel_width is None else panel_width, MAX_SIZE)
     size = (max(1, round(height * wide / width)), wide)

@@ -1,9 +1,11 @@
 """A row of video files, one for each of many views from left to right, for VR players."""
 
 import inspect
+import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from tqdm import tqdm
@@ -13,7 +15,7 @@ from diffusers_stale.light_field.export import write_video
 from diffusers_stale.light_field.interpolation import Interpolator
 from diffusers_stale.light_field.picture_files import check_place, opened
 from diffusers_stale.light_field.quilt import MAX_TILES, check_columns, quilt_places
-from diffusers_stale.light_field.viewpoints import as_float, focus_of, in_dtype_of, search_reach, seen_from
+from diffusers_stale.light_field.viewpoints import as_bytes, as_float, focus_of, search_reach, seen_from
 
 
 def write_video_row(
@@ -28,6 +30,9 @@ def write_video_row(
     max_disparity: float | None = None,
 ) -> list[Path]:
     """A row of video files for VR players: one for each view, numbered from the leftmost.
+
+    Depth is searched once a moment, for all views; their pictures wait in a file without a name in `folder`, as large
+    as all of them uncompressed, so that memory does not grow with the movie and one encoder runs at a time.
 
     Args:
         movie: what `LightField.open` takes, or a folder with `movie.lf.safetensors`.
@@ -60,15 +65,26 @@ def write_video_row(
         plane, row = focus_of(file, focus), middle_index(file.sizes["view_rows"])
         places = quilt_places(count, columns)
 
-        def pictures(place: float) -> Iterator[torch.Tensor]:
-            for index in range(file.sizes["frames"]):
+        frames = file.sizes["frames"]
+        size = (3, file.sizes["height"], file.sizes["width"])
+        with tempfile.TemporaryFile(dir=folder) as waiting:
+            for index in tqdm(range(frames), desc="views", unit="frame", disable=None):
                 part = file.read(frames=index)
                 views = Interpolator(as_float(part.pixels[:, :, :, 0]), search_reach(part, max_disparity))
-                yield in_dtype_of(part.pixels, seen_from(views, row, place, plane))
-
-        for path, place in tqdm(list(zip(paths, places, strict=True)), desc="row", unit="view", disable=None):
-            write_video(path, pictures(place), file.frame_rate, zoom, smooth, codec)
+                for place in places:
+                    waiting.write(as_bytes(seen_from(views, row, place, plane)).numpy().tobytes())
+            for index, path in enumerate(tqdm(paths, desc="row", unit="view", disable=None)):
+                pictures = _every(waiting, range(index, count * frames, count), size)
+                write_video(path, pictures, file.frame_rate, zoom, smooth, codec)
     return paths
+
+
+def _every(waiting: BinaryIO, numbers: range, size: tuple[int, int, int]) -> Iterator[torch.Tensor]:
+    """The pictures of these numbers, uint8 and of this size, out of a file of nothing else."""
+    length = math.prod(size)
+    for number in numbers:
+        waiting.seek(number * length)
+        yield torch.frombuffer(bytearray(waiting.read(length)), dtype=torch.uint8).view(size)
 
 
 def write_row_of(movies: Sequence[Path], folder: Path | None, options: dict[str, Any]) -> list[Path]:

@@ -74,10 +74,12 @@ def as_float(pixels: torch.Tensor) -> torch.Tensor:
 
 def in_dtype_of(pixels: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
     """A floating-point `picture` in [-1, 1], values beyond clamped, in the dtype of `pixels`."""
-    clamped = picture.clamp(-1.0, 1.0)
-    if pixels.is_floating_point():
-        return clamped.to(pixels.dtype)
-    return clamped.add(1.0).mul(127.5).round().to(pixels.dtype)
+    return picture.clamp(-1.0, 1.0).to(pixels.dtype) if pixels.is_floating_point() else as_bytes(picture)
+
+
+def as_bytes(picture: torch.Tensor) -> torch.Tensor:
+    """A floating-point `picture` in [-1, 1], values beyond clamped, as uint8."""
+    return picture.clamp(-1.0, 1.0).add(1.0).mul(127.5).round().to(torch.uint8)
 
 
 def spacing_of(light_field: WithCameras | torch.Tensor) -> float:
