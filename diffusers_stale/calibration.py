@@ -32,6 +32,10 @@ Model = Callable[..., torch.Tensor]
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the distance that clean predictions travel, the rest being `step_clock`; held-out noise chooses."""
 
+MOST_FITTED_STALE = 11
+"""So many clean predictions besides the newest are fitted, where nothing else is asked for: older ones gained nothing
+that was measured, and each costs memory and a pass over it in every step."""
+
 TEACHER_STALE = 2
 """Stale outputs of the teacher: its many steps need no more, and more would carry on what is rough in a network."""
 
@@ -340,7 +344,7 @@ def _fit(
     """Timesteps, weights, sample weights, and ends of the student's trajectories; fitted on the first `noises`."""
     plan = scheduler.plan_at(angles)
     sample, stale, weights, sample_weights = teacher.noise, [], [], []
-    most = len(angles) if scheduler.config.max_stale is None else scheduler.config.max_stale + 1
+    most = 1 + (MOST_FITTED_STALE if scheduler.config.max_stale is None else scheduler.config.max_stale)
     for index, timestep in enumerate(plan.timesteps):
         alpha, sigma, after = plan.alphas[index], plan.sigmas[index], plan.sigmas[index + 1]
         clean = scheduler.clean_prediction(network(sample, timestep), sample, alpha, sigma)
@@ -385,7 +389,7 @@ class CalibrationMixin:
     def uncalibrated_angles(self, steps: int) -> np.ndarray:
         """`steps` descending angles of equal steps by `step_times`."""
         start, end = self.process.start, self.process.end
-        return entropic_angles(steps, start, end, self.clock_scale, self.predicts_noise)
+        return entropic_angles(steps, start, end, self.clock_scale, self.predicts_noise, self.guidance_scale)
 
     def step_times(self, angles: np.ndarray) -> np.ndarray:
         """Time by which uncalibrated steps are equal at `angles`: 0 at the start of the process, 1 at no noise."""

@@ -28,6 +28,14 @@ GUIDANCE_POWER = 0.5
 LAST_PART = 0.89
 """Length of the last step, which leads to no noise, in entropic time, relative to the others."""
 
+LAST_PART_OF_FEW = 1.1
+"""The same of a run of at most four steps: what decides between modes needs the others more."""
+
+LATE_STARTS = {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.08, 5: 0.05}
+"""Entropic time at which runs of so few steps begin, where the process begins earlier: so near to pure noise a
+network knows but the mean of the data, and an evaluation in four or five is dear. Guidance multiplies that mean, and
+divides this."""
+
 GAUSSIAN_SCALES = (0.08, 6.4, 24)
 """Of the prior of stale weights: lowest and highest standard deviation of Gaussian data, and how many between."""
 
@@ -170,20 +178,24 @@ def equal_steps(steps: int, angles: np.ndarray, times: np.ndarray, end: float) -
     """`steps` descending angles, the first of `angles` and others between which a clock advances alike.
 
     `times`: of the clock at descending `angles`, ending at the time of no noise; `end`: the angle that no step is
-    below. The last step, from the last of these angles to no noise, is `LAST_PART` as long as the others.
+    below. The last step, from the last of these angles to no noise, is `LAST_PART` as long as the others, or
+    `LAST_PART_OF_FEW`.
     """
-    total = times[-1] - times[0]
-    last = min(total * (steps - LAST_PART) / steps, float(np.interp(-end, -angles, times)) - times[0])
+    total, part = times[-1] - times[0], LAST_PART if steps > 4 else LAST_PART_OF_FEW
+    last = min(total * (steps - part) / steps, float(np.interp(-end, -angles, times)) - times[0])
     chosen = np.interp(times[0] + np.linspace(0.0, last if steps > 1 else 0.0, steps), times, angles)
     chosen[0] = angles[0]
     return chosen
 
 
 def entropic_angles(
-    steps: int, start: float, end: float, shift: float = 1.0, predicts_noise: bool = False
+    steps: int, start: float, end: float, shift: float = 1.0, predicts_noise: bool = False, guidance_scale: float = 1.0
 ) -> np.ndarray:
-    """`steps` descending angles, from `start` and not below `end`, between which `step_clock` advances alike."""
+    """`steps` descending angles, from `start` and not below `end`, between which `step_clock` advances alike; from
+    `LATE_STARTS` on where that is later."""
     angles = np.linspace(start, 0.0, CLOCK_ANGLES)
+    begun = entropic_clock(angles, shift) >= LATE_STARTS.get(steps, 0.0) / max(abs(guidance_scale), 1.0)
+    angles = np.linspace(angles[begun.argmax()], 0.0, CLOCK_ANGLES)
     return equal_steps(steps, angles, step_clock(angles, start, shift, predicts_noise), end)
 
 

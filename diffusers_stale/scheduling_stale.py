@@ -98,7 +98,8 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
             minus clean sample, on the straight line between them; the betas then mean nothing).
         rescale_betas_zero_snr: shift the schedule so that nothing of the clean sample is left at its end.
         timestep_spacing: `entropic` (equal entropy, and for `epsilon` more steps at much noise; timesteps are no whole
-            numbers), or one of diffusers': `trailing`, `leading`, `linspace` (table 2 of arXiv 2305.08891).
+            numbers; at most five steps may begin a little below the end of the process), or one of diffusers':
+            `trailing`, `leading`, `linspace` (table 2 of arXiv 2305.08891).
         steps_offset: added to the timesteps of `leading`.
         timestep_type: `continuous` for Stable Video Diffusion's timesteps, a quarter of the log of noise to signal,
             between `sigma_min` and `sigma_max`.
@@ -113,9 +114,10 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         clip_sample, clip_sample_range: clip clean predictions to [-range, range]; for networks in pixel space.
         stale_weights: how clean predictions of earlier steps count: `entropic` (optimal for simple data of unknown
             scale), `gaussian` (for Gaussian data only), `multistep` (DPM-Solver++ 2M) or `none` (DDIM).
-        max_stale: at most so many earlier predictions are kept; None: 4 without, all with a calibration.
+        max_stale: at most so many earlier predictions are kept; None: 4 without, 11 with a calibration.
         guidance_scale: what predictions are guided with where `set_timesteps` is not told: uncalibrated steps and
-            weights are made for it. Pipelines of diffusers do not tell; `StaleDiffusionPipeline` does.
+            weights are made for it. Pipelines of diffusers do not tell; `StaleDiffusionPipeline` does. It
+            matters most where steps are few.
         clock: knots of a measured entropic clock, `angles` descending and `times` ascending; None: of the prior.
         calibration: what `calibrate` has found; None: do without.
 

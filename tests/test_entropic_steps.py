@@ -13,6 +13,7 @@ from diffusers_stale.entropic_steps import (
     FreshErrors,
     entropic_angles,
     entropic_weights,
+    equal_steps,
     error_clock,
     gaussian_weights,
     newest_only,
@@ -172,3 +173,28 @@ def test_steps_for_noise_predictions_end_nearer_where_those_err(steps):
     wanted = end(600, False)
     missed = [np.sqrt(np.mean((end(steps, predicts_noise) - wanted) ** 2)) for predicts_noise in (False, True)]
     assert missed[1] < 0.8 * missed[0]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 5])
+def test_few_steps_begin_where_the_network_knows_something(steps):
+    """Exact paths from pure noise of data of several scales, without a mean: an evaluation at pure noise says 0, and
+    is saved. With guidance, which multiplies what little is known, they begin nearer to pure noise again."""
+    scales = np.geomspace(0.3, 3.0, 7)
+
+    def missed(angles: np.ndarray) -> float:
+        angles = np.append(angles, 0.0)
+        path, stale = np.ones_like(scales), []
+        weights = entropic_weights(np.cos(angles), np.sin(angles), None)
+        for here, there, part in zip(angles[:-1], angles[1:], weights, strict=True):
+            alpha, sigma = math.cos(here), math.sin(here)
+            stale.insert(0, alpha * scales**2 * path / (alpha**2 * scales**2 + sigma**2))
+            shrink = math.sin(there) / sigma
+            known = sum(weight * clean for weight, clean in zip(part, stale, strict=False))
+            path = shrink * path + (math.cos(there) - alpha * shrink) * known
+        return float(np.sqrt(np.mean((path / scales - 1.0) ** 2)))  # (exact paths end at the scale times the noise)
+
+    late, guided = (entropic_angles(steps, math.pi / 2, 0.03, guidance_scale=scale) for scale in (1.0, 8.0))
+    early = equal_steps(steps, angles := np.linspace(math.pi / 2, 0.0, 4096), step_clock(angles, math.pi / 2), 0.03)
+    assert early[0] == math.pi / 2 > guided[0] > late[0]
+    assert missed(late) < missed(early)
+    assert entropic_angles(6, math.pi / 2, 0.03)[0] == math.pi / 2
