@@ -29,7 +29,7 @@ LAST_PART = 0.89
 """Length of the last step, which leads to no noise, in entropic time, relative to the others."""
 
 LAST_PART_OF_FEW = 1.1
-"""The same of a run of at most four steps: what decides between modes needs the others more."""
+"""The same of a run of at most four steps without a calibration: what decides between modes needs the others more."""
 
 LATE_STARTS = {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.08, 5: 0.05}
 """Entropic time at which runs of so few steps begin, where the process begins earlier: so near to pure noise a
@@ -174,15 +174,16 @@ def check_clock(clock: dict[str, list[float]] | None) -> None:
         )
 
 
-def equal_steps(steps: int, angles: np.ndarray, times: np.ndarray, end: float) -> np.ndarray:
+def equal_steps(
+    steps: int, angles: np.ndarray, times: np.ndarray, end: float, last_part: float = LAST_PART
+) -> np.ndarray:
     """`steps` descending angles, the first of `angles` and others between which a clock advances alike.
 
     `times`: of the clock at descending `angles`, ending at the time of no noise; `end`: the angle that no step is
-    below. The last step, from the last of these angles to no noise, is `LAST_PART` as long as the others, or
-    `LAST_PART_OF_FEW`.
+    below. The last step, from the last of these angles to no noise, is `last_part` as long as the others.
     """
-    total, part = times[-1] - times[0], LAST_PART if steps > 4 else LAST_PART_OF_FEW
-    last = min(total * (steps - part) / steps, float(np.interp(-end, -angles, times)) - times[0])
+    total = times[-1] - times[0]
+    last = min(total * (steps - last_part) / steps, float(np.interp(-end, -angles, times)) - times[0])
     chosen = np.interp(times[0] + np.linspace(0.0, last if steps > 1 else 0.0, steps), times, angles)
     chosen[0] = angles[0]
     return chosen
@@ -196,7 +197,8 @@ def entropic_angles(
     angles = np.linspace(start, 0.0, CLOCK_ANGLES)
     begun = entropic_clock(angles, shift) >= LATE_STARTS.get(steps, 0.0) / max(abs(guidance_scale), 1.0)
     angles = np.linspace(angles[begun.argmax()], 0.0, CLOCK_ANGLES)
-    return equal_steps(steps, angles, step_clock(angles, start, shift, predicts_noise), end)
+    last_part = LAST_PART if steps > 4 else LAST_PART_OF_FEW
+    return equal_steps(steps, angles, step_clock(angles, start, shift, predicts_noise), end, last_part)
 
 
 @dataclass(frozen=True)
