@@ -167,6 +167,9 @@ def main() -> int:
                 leftover.unlink()
         accelerator.wait_for_everyone()
         made = generate(arguments, prompts, accelerator)
+    except KeyboardInterrupt:
+        print("interrupted; the same command makes what is missing", file=sys.stderr)
+        return 130
     except (ValueError, OSError, LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

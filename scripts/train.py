@@ -20,7 +20,7 @@ from diffusers_stale.training.config import PRESETS, STAGES, with_changes
 from diffusers_stale.training.config_files import read_configs
 from diffusers_stale.training.processes import LaunchError
 from diffusers_stale.training.reports import REPORT, read_report
-from diffusers_stale.training.stages import train_stage
+from diffusers_stale.training.stages import check_unused, train_stage
 from diffusers_stale.training.stopping import StoppedError
 
 
@@ -61,33 +61,44 @@ def push(run: Path, repo: str, about: str) -> None:
     print(f"uploaded: {push_folder(run / 'shared', repo, 'Trained with diffusers_stale')}")
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def train(arguments: argparse.Namespace) -> None:
+    """Trains the stages asked for, and shares the result if that is wanted too."""
     stages = STAGES if arguments.stage == "all" else (arguments.stage,)
     # An explicit budget takes the place of the preset's other one.
     changes = []
     if arguments.max_seconds is not None:
-        changes += [f"max_seconds={arguments.max_seconds}", f"max_steps={arguments.max_steps or 'none'}"]
+        max_steps = "none" if arguments.max_steps is None else arguments.max_steps
+        changes += [f"max_seconds={arguments.max_seconds}", f"max_steps={max_steps}"]
     elif arguments.max_steps is not None:
         changes += [f"max_steps={arguments.max_steps}", "max_seconds=none"]
     parents = {stage: path for stage in STAGES[:-1] if (path := getattr(arguments, stage)) is not None}
+    config = with_changes(read_configs(arguments.config, arguments.preset), [*changes, *arguments.set], stages)
+    if not arguments.resume:
+        # Before hours of earlier stages.
+        check_unused(arguments.output, stages)
+    about = arguments.about.read_text(encoding="utf-8") if arguments.about else UNTOLD
+    if arguments.push_to_hub is not None:
+        if "movie" not in stages:
+            raise ValueError(f"--push-to-hub needs the movie stage, got --stage {arguments.stage}; leave it out.")
+        if is_main():
+            claim_repository(arguments.push_to_hub, arguments.private)
+    for stage in stages:
+        train_stage(stage, config, arguments.output, arguments.resume, parents)
+    if arguments.push_to_hub is not None and is_main():
+        push(arguments.output, arguments.push_to_hub, about)
+
+
+def main() -> int:
     try:
-        config = with_changes(read_configs(arguments.config, arguments.preset), [*changes, *arguments.set], stages)
-        about = arguments.about.read_text(encoding="utf-8") if arguments.about else UNTOLD
-        if arguments.push_to_hub is not None:
-            if "movie" not in stages:
-                raise ValueError(f"--push-to-hub needs the movie stage, got --stage {arguments.stage}; leave it out.")
-            if is_main():
-                claim_repository(arguments.push_to_hub, arguments.private)
-        for stage in stages:
-            train_stage(stage, config, arguments.output, arguments.resume, parents)
-        if arguments.push_to_hub is not None and is_main():
-            push(arguments.output, arguments.push_to_hub, about)
+        train(parse_arguments())
     except StoppedError as error:
         # All is saved, and who told it to stop does not wait long: libraries may take seconds to be taken down.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.code)
+    except KeyboardInterrupt:
+        print("interrupted; what was saved stays, and --resume goes on from there", file=sys.stderr)
+        return 130
     except (ValueError, OSError, FloatingPointError, LaunchError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 Runs are forked from this process, which has imported everything, so that each costs a fraction of a second.
 """
 
+import json
 import os
 import random
 import resource
@@ -162,6 +163,48 @@ def test_told_to_stop_a_run_saves_ends_and_goes_on_to_the_bit(tmp_path: Path, wh
 @pytest.mark.slow
 def test_told_to_stop_twenty_times_runs_save_end_and_go_on_to_the_bit(tmp_path: Path, whole: Checkpoint):
     told_to_stop(tmp_path, whole, 20, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("moment", ["saving", "evaluating", "exporting"])
+def test_told_to_stop_at_its_end_a_run_leaves_the_rest_to_a_resumption(
+    tmp_path: Path, whole: Checkpoint, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    """A stage that ends must not swallow the signal, or the next stage would go on training."""
+    last, export = moments_of_a_run(tmp_path / "counted"), TextTask.export
+    kill = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    run = tmp_path / "run"
+    if moment == "saving":
+        assert stopped(run, signal.SIGTERM, last)[0] == 128 + signal.SIGTERM
+    with monkeypatch.context() as patch:
+        if moment == "evaluating":
+            patch.setattr(TextTask, "evaluate", lambda task: kill())
+            assert forked(lambda: train(run)) == 128 + signal.SIGTERM
+        if moment == "exporting":
+            patch.setattr(TextTask, "export", lambda task, folder: (export(task, folder), kill()))
+            assert forked(lambda: train(run)) == -signal.SIGTERM
+    assert not (run / "text").exists()
+    assert_resumes(run, whole)
+    assert (run / "text" / "training_report.json").is_file()
+
+
+def test_told_to_stop_while_it_shows_what_it_can_do_a_run_does_not_finish_showing(
+    tmp_path: Path, whole: Checkpoint, monkeypatch: pytest.MonkeyPatch
+):
+    """Movies of validation may take minutes, and who told it to stop kills after some seconds."""
+
+    def evaluate(task: TextTask) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(600):
+            time.sleep(0.1)
+        raise AssertionError("It went on.")
+
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(TextTask, "evaluate", evaluate)
+        assert forked(lambda: train(tmp_path, sample_every=3)) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 20
+    assert newest_checkpoint(tmp_path / "text_run" / "checkpoints")[0].name == "step-00000003"
+    assert_resumes(tmp_path, whole)
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -430,3 +473,55 @@ def test_no_tensor_file_of_a_run_is_a_pickle(tmp_path: Path):
     assert newest_checkpoint(tmp_path)[0] is None
     save_file({"weight": torch.zeros(1)}, path / "model.safetensors")
     assert newest_checkpoint(tmp_path)[0] == path
+
+
+def test_a_stage_that_was_trained_is_not_overwritten(tmp_path: Path):
+    """Without `resume` its checkpoints would be kept in place of new ones that have fewer steps."""
+    train_stage("text", config(), tmp_path)
+    before = sorted(path.name for path in (tmp_path / "text_run" / "checkpoints").iterdir())
+    with pytest.raises(FileExistsError, match=r"must not have stage text yet, got a run of it up to step-0+6; go on"):
+        train_stage("text", config(max_steps=2), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "text_run" / "checkpoints").iterdir()) == before
+    shutil.rmtree(tmp_path / "text_run")
+    with pytest.raises(FileExistsError, match="got its result"):
+        train_stage("text", config(max_steps=2), tmp_path)
+
+
+def test_the_script_looks_for_all_stages_before_it_trains_the_first(tmp_path: Path):
+    train_stage("text", config(max_steps=1), tmp_path)
+    command = [sys.executable, "scripts/train.py", "--stage=all", "--preset=smoke", f"--output={tmp_path}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "stage text yet, got a run of it up to step-00000001" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "autoencoder_run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 32}, r"weights that are trained now, got \d+ that differ.*config\.yaml"),
+        ({"layers": 2}, r"layers\.1\.\S+ is not there, expected"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, changes: dict, message: str):
+    train_stage("text", config(max_steps=1), tmp_path)
+    before = (tmp_path / "text_run" / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **changes)
+    assert (tmp_path / "text_run" / "config.yaml").read_text() == before
+
+
+def test_what_changed_before_a_run_went_on_is_said_and_reported(tmp_path: Path):
+    train_stage("text", config(max_steps=2), tmp_path)
+    train(tmp_path, max_steps=3)
+    report = json.loads((tmp_path / "text" / "training_report.json").read_text())
+    assert report["resumptions"] == []
+    train(tmp_path, max_steps=4, seed=5, learning_rate=0.5, tokenizer_captions=201)
+    report = json.loads((tmp_path / "text" / "training_report.json").read_text())
+    (resumption,) = report["resumptions"]
+    assert resumption["step"] == 3
+    assert "seed was 0, is 5" in resumption["changes"]
+    assert "the data corpus are others" in resumption["changes"]
+    log = (tmp_path / "text_run" / "log.txt").read_text()
+    assert "not as before step 3: seed was 0, is 5; learning_rate was" in log

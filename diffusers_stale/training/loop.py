@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
+from diffusers_stale.scheduling_stale import NonFiniteOutputError
 from diffusers_stale.training.averages import AVERAGES, MovingAverage
 from diffusers_stale.training.checkpoints import (
     Checkpoint,
@@ -31,10 +32,11 @@ from diffusers_stale.training.config import StageConfig
 from diffusers_stale.training.processes import training_attention
 from diffusers_stale.training.provenance import EnergyMeter, tensors_hash
 from diffusers_stale.training.rates import rate_factor
+from diffusers_stale.training.resumption import check_fit
 from diffusers_stale.training.samples import Shown, write_shown
 from diffusers_stale.training.sharding import ShardedWeights, collected, part_of, whole_of
 from diffusers_stale.training.stale_gradients import StaleGradients
-from diffusers_stale.training.stopping import DivergedError, StoppedError, StopRequest
+from diffusers_stale.training.stopping import DivergedError, GivenUp, StoppedError, StopRequest
 from diffusers_stale.training.trackers import Tracker, open_trackers
 
 
@@ -107,6 +109,9 @@ class Trainer:
         self.joules_before, self.energy = 0.0, EnergyMeter()
         self.fingerprints: dict[str, str] = {}
         self.commands = [command_line()]
+        self.resumptions: list[dict[str, Any]] = []
+        frozen = {name: item for name, item in task.module.named_parameters() if not item.requires_grad}
+        self.frozen = tensors_hash(collected(frozen)) if frozen else None
         self.seen: Counter[str] = Counter()
         if resume:
             self.restore()
@@ -137,13 +142,26 @@ class Trainer:
         """Trains; afterwards the module holds the averaged weights. Returns figures for the report.
 
         On SIGTERM and SIGINT it finishes the step, saves, and raises `StoppedError`; `resume` goes on from there.
+        So it does after the last step, too: what would come next is for the resumed run.
         """
+        main, figures = self.accelerator.is_main_process, {}
         with StopRequest() as stop:
-            return self._run(stop)
+            trackers = open_trackers(self.config.trackers, self.folder, self.config, self.step) if main else []
+            try:
+                self._run(stop, trackers)
+                figures = self.finish(stop)
+            except GivenUp:
+                pass
+            finally:
+                for tracker in trackers:
+                    tracker.close()
+            # Told at the very end, it leaves what comes after training (an export, more stages) to a resumption.
+            if kind := self.agreed(stop)[1]:
+                self.tell_stopped(kind)
+            return figures
 
-    def _run(self, stop: StopRequest) -> dict[str, Any]:
+    def _run(self, stop: StopRequest, trackers: list[Tracker]) -> None:
         main = self.accelerator.is_main_process
-        trackers = open_trackers(self.config.trackers, self.folder, self.config, self.step) if main else []
         seconds, saved, logged_at = self.seconds, self.seconds_before, self.seconds
         self.seen.clear()
         waited = 0.0
@@ -151,7 +169,8 @@ class Trainer:
             if self.stale.alike:
                 seconds, kind = self.agreed(stop)
                 if kind and self.fraction(seconds) < 1.0:
-                    self.stop(kind, trackers)
+                    self.save()
+                    self.tell_stopped(kind)
                 if seconds - saved > self.config.save_every and self.fraction(seconds) < 1.0:
                     self.save()
                     saved = seconds
@@ -167,11 +186,10 @@ class Trainer:
                 self.seen.clear()
             if (main or self.sharded) and self.step % self.config.sample_every == 0:
                 began = self.seconds
-                self.show(trackers)
+                self.show(trackers, stop)
                 logged_at += self.seconds - began
-        return self.finish(trackers)
 
-    def finish(self, trackers: list[Tracker]) -> dict[str, Any]:
+    def finish(self, stop: StopRequest) -> dict[str, Any]:
         """Saves the end of the run, leaves the averaged weights in the module, and returns figures."""
         self.stale.finish(self.averaged_tensors())
         self.save()
@@ -179,23 +197,19 @@ class Trainer:
         self.ema.copy_to_live(self.ema.average)
         figures = self.figures()
         if self.accelerator.is_main_process or self.sharded:
-            figures |= self.evaluated()
+            with self.until_stopped(stop):
+                figures |= self.evaluated()
         if self.sharded:
             self.sharded.dissolve()
         if self.accelerator.is_main_process:
             self.say(f"finished: {json.dumps(figures)}")
-        for tracker in trackers:
-            tracker.close()
         return figures
 
-    def stop(self, kind: int, trackers: list[Tracker]) -> None:
-        """Saves, says so, and raises `StoppedError`."""
-        self.save()
+    def tell_stopped(self, kind: int) -> None:
+        """Says that a signal of this kind was obeyed, and raises `StoppedError`."""
         if self.accelerator.is_main_process:
             name = signal.Signals(kind).name
             self.say(f"stopped by {name} and saved after step {self.step}; the same command with --resume goes on")
-        for tracker in trackers:
-            tracker.close()
         raise StoppedError(128 + kind)
 
     def train_step(self, fraction: float) -> tuple[torch.Tensor, float]:
@@ -281,6 +295,7 @@ class Trainer:
         speeds = {name: count / spent for name, count in self.seen.items()}
         told = " ".join(f"{speed:.{0 if speed >= 10 else 1}f} {name}/s" for name, speed in speeds.items())
         scale = f" scale {self.scaler.get_scale():g}" if self.scaler.is_enabled() else ""
+        scale += f" skipped {self.skipped}" if self.skipped else ""
         self.say(
             f"step {self.step} loss {self.loss:.4f} rate {rate:.2e}{scale} {told} data {share:.0%} "
             f"elapsed {self.seconds:.0f} s left {left:.0f} s"
@@ -295,12 +310,25 @@ class Trainer:
         with torch.no_grad():
             return self.task.evaluate()
 
-    def show(self, trackers: list[Tracker]) -> None:
-        """Evaluates and samples with averaged weights."""
-        with self.ema.applied():
-            metrics = self.evaluated()
-            with torch.no_grad():
-                shown = self.task.sample()
+    def until_stopped(self, stop: StopRequest) -> AbstractContextManager:
+        """Within it, what may take minutes and changes nothing is given up on a signal.
+
+        Not where weights are sharded: there all processes compute it, and none may leave the others waiting.
+        """
+        return nullcontext() if self.sharded else stop.at_once()
+
+    def show(self, trackers: list[Tracker], stop: StopRequest) -> None:
+        """Evaluates and samples with averaged weights, unless a signal comes."""
+        try:
+            with self.ema.applied(), self.until_stopped(stop), torch.no_grad():
+                metrics, shown = self.evaluated(), self.task.sample()
+        except GivenUp:
+            return
+        except NonFiniteOutputError as error:
+            # Training may come back from it, or ends by itself.
+            if self.accelerator.is_main_process:
+                self.say(f"step {self.step} has no samples: {error}")
+            return
         if not self.accelerator.is_main_process:
             return
         sheet, movie = write_shown(shown, self.folder / "samples" / f"step-{self.step:08d}")
@@ -335,6 +363,7 @@ class Trainer:
             "fingerprints": self.fingerprints,
             "processes": self.accelerator.num_processes,
             "commands": self.commands,
+            "resumptions": self.resumptions,
         }
 
     def counters(self) -> dict[str, Any]:
@@ -350,7 +379,7 @@ class Trainer:
             model=collected(self.parameters),
             ema=collected(self.ema.state()),
             optimizer=collected(optimizer_tensors(self.optimizer, names)),
-            state=figures | self.counters() | {"config": asdict(self.config)},
+            state=figures | self.counters() | {"config": asdict(self.config), "frozen_sha256": self.frozen},
         )
         if self.accelerator.is_main_process:
             save_checkpoint(self.folder / "checkpoints", checkpoint, self.config.keep_checkpoints)
@@ -368,6 +397,7 @@ class Trainer:
         if newest is None:
             return
         checkpoint = load_checkpoint(newest)
+        check_fit(newest, checkpoint, self.parameters, self.frozen)
         for name, parameter in self.parameters.items():
             parameter.copy_(part_of(checkpoint.model[name], parameter.detach()))
         self.ema.restore(checkpoint.ema)
@@ -382,8 +412,15 @@ class Trainer:
         self.joules_before = state.get("joules") or 0.0
         self.fingerprints = dict(state.get("fingerprints", {}))
         self.commands = [*state.get("commands", ()), *self.commands]
+        self.resumptions = list(state.get("resumptions", ()))
         if self.accelerator.is_main_process:
             self.say(f"resumed from {newest.name}")
+
+    def note_changes(self, changes: list[str]) -> None:
+        """Says what has changed since the run that goes on here and keeps it for the report; of the main process."""
+        if self.step and changes:
+            self.resumptions.append({"step": self.step, "changes": changes})
+            self.say(f"not as before step {self.step}: {'; '.join(changes)}")
 
 
 def trained_groups(groups: list[dict[str, Any]], learning_rate: float) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_stale.light_field.atomic import atomic_path
-from diffusers_stale.training.checkpoints import write_folder
+from diffusers_stale.training.checkpoints import checkpoint_folders, write_folder
 from diffusers_stale.training.config import (
     STAGES,
     AutoencoderConfig,
@@ -26,10 +26,14 @@ from diffusers_stale.training.loop import Task, Trainer
 from diffusers_stale.training.processes import chosen_precision, make_accelerator
 from diffusers_stale.training.provenance import hardware, provenance
 from diffusers_stale.training.reports import REPORT
+from diffusers_stale.training.resumption import changes_since
 from diffusers_stale.training.stage_autoencoder import AutoencoderTask
 from diffusers_stale.training.stage_text import TextTask
 from diffusers_stale.training.trackers import check_trackers
 
+
+ORIGIN = "provenance.json"
+"""Where a run's folder tells of its origin."""
 
 CONFIG_FILE = "config.yaml"
 """What a run's folder holds of its configuration, to be given back with `scripts/train.py --config`."""
@@ -73,10 +77,13 @@ def train_stage(
 
     Raises:
         ValueError: for an unknown stage.
+        FileExistsError: where the stage has been trained before and is not to be resumed.
         FileNotFoundError: where an earlier stage has not been exported.
     """
     if stage not in TASKS:
         raise ValueError(f"`stage` must be one of {', '.join(TASKS)}, got {stage!r}; choose one of them.")
+    if not resume:
+        check_unused(run_folder, (stage,))
     settings: StageConfig = getattr(config, stage)
     settings = replace(settings, precision=chosen_precision(settings.precision))
     # Before data is made, which may take long.
@@ -89,8 +96,10 @@ def train_stage(
     preparation = {"preparation_seconds": round(time.monotonic() - began, 3)}
     trainer = Trainer(task, settings, run.work_folder, accelerator, resume)
     origin = origin_of(stage, task, settings, run)
+    told = origin | {"config": asdict(settings), "processes": accelerator.num_processes}
     if accelerator.is_main_process:
-        write_origin(run.work_folder, origin | {"config": asdict(settings)})
+        trainer.note_changes(changes_since(run.work_folder / ORIGIN, told))
+        write_origin(run.work_folder, told)
         with atomic_path(run.work_folder / CONFIG_FILE) as path:
             path.write_text(config_yaml(replace(config, **{stage: settings}), [stage]), encoding="utf-8")
     figures = trainer.run()
@@ -100,6 +109,18 @@ def train_stage(
         write_folder(run_folder / stage, lambda folder: _export(task, folder, report))
     accelerator.wait_for_everyone()
     return report
+
+
+def check_unused(run_folder: Path, stages: Iterable[str]) -> None:
+    """Raises `FileExistsError` where one of `stages` has been trained in `run_folder`: it would be overwritten."""
+    for stage in stages:
+        checkpoints = checkpoint_folders(run_folder / f"{stage}_run" / "checkpoints")
+        if checkpoints or (run_folder / stage / REPORT).is_file():
+            held = f"a run of it up to {checkpoints[-1].name}" if checkpoints else "its result"
+            raise FileExistsError(
+                f"{run_folder} must not have stage {stage} yet, got {held}; go on with it by --resume, or choose "
+                "another --output."
+            )
 
 
 def origin_of(stage: str, task: Task, settings: StageConfig, run: Run) -> dict[str, Any]:
@@ -113,7 +134,7 @@ def origin_of(stage: str, task: Task, settings: StageConfig, run: Run) -> dict[s
 def write_origin(work_folder: Path, origin: dict[str, Any]) -> None:
     """Leaves the provenance in the run folder from the start, so that a run that never ends has it too."""
     work_folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(work_folder / "provenance.json") as path:
+    with atomic_path(work_folder / ORIGIN) as path:
         path.write_text(json.dumps(origin, indent=1) + "\n")
 
 

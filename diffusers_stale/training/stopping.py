@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class DivergedError(FloatingPointError):
@@ -12,11 +14,15 @@ class StoppedError(SystemExit):
     """The run was told to stop by a signal, and has saved; the exit status is the shell's for that signal."""
 
 
+class GivenUp(BaseException):
+    """What was going on was left for a signal; no `Exception`, which those who compute it might catch."""
+
+
 class StopRequest:
     """Within it, SIGTERM and SIGINT do not end the process but set `signal`; a second one does what it did before."""
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self._at_once = 0, False
 
     def __enter__(self) -> "StopRequest":
         self._before = {}
@@ -28,6 +34,19 @@ class StopRequest:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it, a signal raises `GivenUp` wherever the main thread is, and so does one that came before."""
+        self._at_once = True
+        try:
+            if self.signal:
+                raise GivenUp
+            yield
+        finally:
+            self._at_once = False
+
     def _note(self, kind: int, frame: object) -> None:
         self.signal = kind
         self.__exit__()
+        if self._at_once:
+            raise GivenUp
