@@ -25,6 +25,21 @@ def read_origin(folder: Path) -> dict[str, dict[str, Any]]:
     return {}
 
 
+def check_no_run(folder: Path) -> None:
+    """Raises `ValueError` where `folder` holds a run, not a checkpoint, with the checkpoints that there are in it."""
+    stages = sorted(str(path.parent) for path in folder.glob(f"*/{EXPORTED}"))
+    if stages:
+        raise ValueError(f"Expected a checkpoint, got the run in {folder}; name one of {', '.join(stages)}.")
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """What the folder of a stage that is being trained (`<stage>_run`) tells of its origin; None for other folders."""
+    path = folder / SHIPPED
+    if not (path.is_file() and (folder / "checkpoints").is_dir()):
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def without_repeats(record: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """`record` with what its stages started from (`started_from`, a record too) at the first that did, not at each.
 
@@ -71,16 +86,27 @@ def origin_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("contamination", f"{share} leaked into {pool}"))
     if (origin := report.get("provenance")) is None:
         return lines
-    code = origin["code"]
+    lines += provenance_lines(origin)
+    lines += [("command", command) for command in report.get("commands", ())]
+    resumptions = report.get("resumptions", ())
+    lines += [("changed", f"after step {each['step']}: {'; '.join(each['changes'])}") for each in resumptions]
+    return [*lines, settings_line(report.get("config", {}))]
+
+
+def provenance_lines(origin: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of what can be told before a stage is trained."""
+    lines, code = [], origin["code"]
     clean = {True: "clean", False: "with changes", None: "no repository"}[code["clean"]]
     lines.append(("code", f"{code['version']}, commit {(code['commit'] or 'unknown')[:12]}, {clean}"))
     lines.append(("packages", ", ".join(f"{name} {version}" for name, version in origin["packages"].items())))
     lines += [("data", f"{name} {digest[:16]}") for name, digest in origin["data"].items()]
     parents = origin["parents"].items()
-    lines += [("parent", f"{name}: {each['folder']} {each['sha256'][:16]}") for name, each in parents]
-    lines += [("command", command) for command in report.get("commands", ())]
-    settings = report.get("config", {}).items()
-    return [*lines, ("settings", ", ".join(f"{name}={_setting(value)}" for name, value in settings))]
+    return lines + [("parent", f"{name}: {each['folder']} {each['sha256'][:16]}") for name, each in parents]
+
+
+def settings_line(config: dict[str, Any]) -> tuple[str, str]:
+    """All settings of a stage as the command line takes them."""
+    return "settings", ", ".join(f"{name}={_setting(value)}" for name, value in config.items())
 
 
 def machine_line(machine: dict[str, Any]) -> str:

@@ -188,6 +188,26 @@ def test_pictures_are_cut_to_their_middle_square_and_reduced():
     assert torch.equal(fitted(picture[:, 4:12], 8), torch.from_numpy(picture[:, 4:12]).movedim(-1, 0))
 
 
+def test_pictures_of_sixteen_bits_keep_their_shades_and_those_held_upright_stand(tmp_path: Path):
+    """Depth maps have 16 bits more often than not, of which Pillow alone would make white."""
+    shades = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(shades).save(tmp_path / "depth.png")
+    read = next(pictures_of(Part(name="depth.png", path=tmp_path / "depth.png"), range(1)))
+    assert read[0].tolist() == [[value] * 3 for value in (0, 1, 128, 255)]
+    for number, shade in (("F", np.float32(0.5)), ("I", np.int32(70_000))):
+        path = tmp_path / f"{number}.tif"
+        Image.fromarray(np.full((2, 2), shade)).save(path)
+        with pytest.raises(ValueError, match=r"sound picture.*numbers"):
+            next(pictures_of(Part(name=path.name, path=path), range(1)))
+    turned = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row is the right column
+    turned.save(tmp_path / "turned.png", exif=exif)
+    part = Part(name="turned.png", path=tmp_path / "turned.png")
+    assert (header_of(part).height, header_of(part).width) == (3, 2)
+    assert next(pictures_of(part, range(1)))[..., 0].tolist() == [[3, 0], [4, 1], [5, 2]]
+
+
 def test_frame_rates_view_steps_and_baselines_of_clips(clips: Path, tmp_path: Path):
     assert opened(clips, 4.0)["horse"].frames == 2
     clip = opened(clips, 4.0)["horse"]

@@ -197,3 +197,24 @@ def test_a_stage_says_which_checkpoint_it_started_from(copied: Path):
     config = replace(SMOKE, movie=replace(config.movie, start_from=str(copied / "earlier" / "movie")))
     report = train_stage("movie", config, copied)
     assert report["provenance"]["parents"]["start_from"]["sha256"] == expected
+
+
+def test_info_tells_of_every_stage_and_of_what_is_being_trained(run_folder: Path):
+    run = CliRunner().invoke
+    for stage in STAGES:
+        result = run(app, ["info", str(run_folder / stage)])
+        assert result.exit_code == 0, result.output
+        assert f"stage {stage}" in result.output
+        result = run(app, ["info", str(run_folder / f"{stage}_run")])
+        assert result.exit_code == 0, result.output
+        told = " ".join(result.output.split())
+        assert "step-00000002" in told
+        assert "torch" in told
+        assert "learning_rate=" in told
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_run_is_no_checkpoint_and_its_checkpoints_are_named(run_folder: Path, command: str):
+    result = CliRunner().invoke(app, [command, str(run_folder)])
+    assert result.exit_code == 1
+    assert f"{run_folder}/autoencoder, {run_folder}/image" in " ".join(result.output.split())

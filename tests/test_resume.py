@@ -22,7 +22,9 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from small_runs import SmallRuns, assert_same, killed_at_random
+from typer.testing import CliRunner
 
+from diffusers_stale.cli import app
 from diffusers_stale.training.checkpoints import (
     Checkpoint,
     SaveError,
@@ -523,5 +525,7 @@ def test_what_changed_before_a_run_went_on_is_said_and_reported(tmp_path: Path):
     assert resumption["step"] == 3
     assert "seed was 0, is 5" in resumption["changes"]
     assert "the data corpus are others" in resumption["changes"]
+    told = CliRunner().invoke(app, ["info", str(tmp_path / "text")]).output
+    assert "after step 3: seed was 0, is 5" in " ".join(told.split())
     log = (tmp_path / "text_run" / "log.txt").read_text()
     assert "not as before step 3: seed was 0, is 5; learning_rate was" in log

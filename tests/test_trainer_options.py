@@ -149,6 +149,12 @@ def test_a_lora_run_resumes_to_the_bit(movie_folder: Path, tmp_path: Path):
     whole = trained_movie(movie_folder, tmp_path / "whole", max_steps=3, **changes)
     trained_movie(movie_folder, tmp_path / "parted", max_steps=1, **changes)
     config = replace(SMOKE, movie=replace(SMOKE.movie, max_steps=3, **changes))
+    # Its checkpoints hold the LoRA only, which would be merged into whatever is there.
+    other = Path(shutil.copytree(movie_folder, tmp_path / "other"))
+    unet = other / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(unet).items()}, unet)
+    with pytest.raises(ValueError, match="step-00000001 was trained beside other frozen weights"):
+        train_stage("movie", config, tmp_path / "parted", resume=True, parents={"image": other})
     train_stage("movie", config, tmp_path / "parted", resume=True, parents={"image": movie_folder})
     assert_same(whole, load_checkpoint(newest_checkpoint(tmp_path / "parted" / "movie_run" / "checkpoints")[0]))
 

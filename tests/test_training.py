@@ -179,6 +179,9 @@ def test_a_stage_starts_from_the_weights_of_an_earlier_pipeline(run_folder: Path
     assert not torch.equal(other.state_dict()["conv_out.weight"], unet.state_dict()["conv_out.weight"])
     with pytest.raises(FileNotFoundError, match="`start_from` must hold unet"):
         take_weights(other, [name], tmp_path)
+    astray = replace(SMOKE, image=replace(SMOKE.image, start_from=str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match="`start_from` must hold text_encoder"):
+        train_stage("image", astray, copy_inputs(run_folder, tmp_path / "astray"))
     with pytest.raises(ValueError, match="must have conv_in"):
         take_weights(UNet2DConditionModel(block_out_channels=(32, 64, 64, 64)), [name], run_folder / "movie")
 
@@ -190,6 +193,9 @@ def weights_of(pipeline: Path) -> Path:
 def test_an_earlier_stage_that_is_missing_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="--stage autoencoder"):
         train_stage("image", SMOKE, tmp_path)
+    (tmp_path / "image").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"what --stage image leaves, got no vae/config\.json.*--image PATH"):
+        train_stage("movie", SMOKE, tmp_path)
     with pytest.raises(ValueError, match="autoencoder, text, image, movie"):
         train_stage("images", SMOKE, tmp_path)
 

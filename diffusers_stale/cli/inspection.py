@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,17 +44,20 @@ def info(
             with LightField.open(what) as file:
                 tell_movie(file)
             return
-        from diffusers_stale.checkpoint_origin import origin_lines, read_origin
-        from diffusers_stale.hub import describe_checkpoint, find_checkpoint
+        from diffusers_stale.checkpoint_origin import EXPORTED, check_no_run, origin_lines, read_origin, read_run
+        from diffusers_stale.hub import find_checkpoint
 
         folder = find_checkpoint(what)
-        parts = describe_checkpoint(folder)
+        if (origin := read_run(folder)) is not None:
+            tell_run(folder, origin)
+            return
+        check_no_run(folder)
         tell("checkpoint", folder)
-        for part in parts:
-            values = f"{part.values:,} values, " if part.values else ""
-            tell(part.name, f"{part.class_name}, {values}{part.bytes / 1e6:.1f} MB")
-        tell("together", f"{sum(part.values for part in parts):,} values, {sum(p.bytes for p in parts) / 1e6:.1f} MB")
-        for stage, report in read_origin(folder).items():
+        reports = read_origin(folder)
+        # What stages before the last one leave is no pipeline of ours, and has a report all the same.
+        if "movie" in reports or not (folder / EXPORTED).is_file():
+            tell_parts(folder)
+        for stage, report in reports.items():
             typer.echo(f"stage {stage}")
             for name, value in origin_lines(report):
                 tell(f"  {name}", value)
@@ -62,6 +65,28 @@ def info(
         tell("card", card if card.is_file() else "none")
         if card.is_file():
             typer.echo("\n" + without_header(card.read_text(encoding="utf-8")))
+
+
+def tell_parts(folder: Path) -> None:
+    """The parts of the pipeline in `folder` and their sizes."""
+    from diffusers_stale.hub import describe_checkpoint
+
+    parts = describe_checkpoint(folder)
+    for part in parts:
+        values = f"{part.values:,} values, " if part.values else ""
+        tell(part.name, f"{part.class_name}, {values}{part.bytes / 1e6:.1f} MB")
+    tell("together", f"{sum(part.values for part in parts):,} values, {sum(p.bytes for p in parts) / 1e6:.1f} MB")
+
+
+def tell_run(folder: Path, origin: dict[str, Any]) -> None:
+    """What a stage that is being trained, or was, left in `folder` at its start."""
+    from diffusers_stale.checkpoint_origin import provenance_lines, settings_line
+
+    saved = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    tell("run", folder)
+    tell("saved", ", ".join(saved) or "nothing yet")
+    for name, value in [*provenance_lines(origin), settings_line(origin.get("config", {}))]:
+        tell(name, value)
 
 
 @app.command()

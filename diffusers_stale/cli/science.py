@@ -150,12 +150,13 @@ def verify(
 ) -> None:
     """Check a checkpoint's [bold]hashes[/bold] and, where it can be done, train its first steps again to the bit."""
     with user_errors():
-        from diffusers_stale.checkpoint_origin import EXPORTED, read_origin
+        from diffusers_stale.checkpoint_origin import EXPORTED, check_no_run, read_origin
         from diffusers_stale.hub import find_checkpoint
         from diffusers_stale.manifest import manifest_problems
 
         silence_loading()
         folder = find_checkpoint(checkpoint)
+        check_no_run(folder)
         problems = manifest_problems(folder)
         typer.echo("\n".join(problems) or "All files are as they were written.")
         report = read_origin(folder).popitem()[1] if (folder / EXPORTED).is_file() else {}

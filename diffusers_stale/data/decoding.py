@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
 
 
@@ -33,6 +33,9 @@ SEEK_FROM = 32
 
 MAX_SIDE = 16384
 """Largest side of what is read, in pixels."""
+
+
+MAX_SIXTEEN_BITS = 2**16 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ def pictures_of(part: Part, wanted: range) -> Iterator[np.ndarray]:
     """
     if part.suffix not in VIDEO_SUFFIXES:
         with _picture(part) as image:
-            yield np.asarray(image.convert("RGB"))
+            yield _eight_bits(image, part)
         return
     found = 0
     with _video(part) as (container, stream):
@@ -172,6 +175,8 @@ def _video(part: Part) -> Iterator[tuple["av.container.InputContainer", "av.Vide
     av = _pyav()
     try:
         with av.open(part.source()) as container:
+            if not container.streams.video:
+                raise broken(part, "sound alone, or nothing at all")
             stream = container.streams.video[0]
             # One thread: others decode other clips at the same time.
             stream.thread_type = "NONE"
@@ -186,9 +191,23 @@ def _picture(part: Part) -> Iterator[Image.Image]:
         raise FileNotFoundError(f"There is no file {part.path}; check the path.")
     try:
         with Image.open(part.source()) as image:
+            # Cameras that were held upright say so beside the pixels.
+            ImageOps.exif_transpose(image, in_place=True)
             yield image
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise broken(part, f"what cannot be decoded ({error})") from error
+
+
+def _eight_bits(image: Image.Image, part: Part) -> np.ndarray:
+    """RGB of `image`, uint8 `(height, width, 3)`. Of 16 bits (depth maps) Pillow would keep the lowest."""
+    if image.mode == "F":
+        raise broken(part, "numbers that are no integers, so that black and white are unknown")
+    if not image.mode.startswith("I"):
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image).astype(np.int64)
+    if not 0 <= values.min() <= values.max() <= MAX_SIXTEEN_BITS:
+        raise broken(part, f"numbers from {values.min()} to {values.max()}, which 16 bits do not hold")
+    return np.repeat((values * 255 / MAX_SIXTEEN_BITS).round().astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def _times(container: "av.container.InputContainer", stream: "av.VideoStream") -> list[int]:

@@ -46,6 +46,8 @@ class ImageTask(DenoisingTask):
     ):  # fmt: skip
         vae = AutoencoderKL.from_pretrained(vae_folder).to(device)
         earlier = Path(config.start_from) if config.start_from else None
+        if earlier is not None and not (earlier / "text_encoder").is_dir():
+            raise FileNotFoundError(f"`start_from` must hold text_encoder and unet, got {earlier}; name a pipeline.")
         text_encoder, tokenizer = load_text(earlier or text_folder)
         torch.manual_seed(config.seed)
         latent_size = config.image_size // pixels_a_latent(vae.config)

@@ -156,9 +156,14 @@ def _export(task: Task, folder: Path, report: dict[str, Any]) -> None:
 
 
 def needed(folder: Path, stage: str) -> Path:
-    """`folder` if it is there; raises `FileNotFoundError` saying which stage makes it."""
+    """`folder` if `stage` is there; raises `FileNotFoundError` saying what makes it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing: run --stage {stage} first, or say --{stage} PATH.")
+    lacking = [name for name in HOLDS[stage] if not (folder / name).is_file()]
+    if lacking:
+        raise FileNotFoundError(
+            f"{folder} must hold what --stage {stage} leaves, got no {lacking[0]} in it; say --{stage} PATH."
+        )
     return folder
 
 
@@ -185,6 +190,13 @@ def _movie_task(settings: MovieConfig, run: Run) -> Task:
 
 PARENTS = {"autoencoder": (), "text": (), "image": ("autoencoder", "text"), "movie": ("image",)}
 """The stages that each needs."""
+
+HOLDS = {
+    "autoencoder": ("config.json",),
+    "text": ("text_encoder/config.json",),
+    "image": ("vae/config.json", "text_encoder/config.json", "unet/config.json"),
+}
+"""Files by which the results of stages that others need are known; an image stage may be any Stable Diffusion."""
 
 TASKS: dict[str, Callable[[Any, Run], Task]] = {
     "autoencoder": _autoencoder_task,
