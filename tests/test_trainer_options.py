@@ -1,5 +1,6 @@
 """What a run can be asked for beside its data: what is trained, how precisely, averaged how, and what it tells."""
 
+import dataclasses
 import gc
 import json
 import re
@@ -10,6 +11,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,10 +27,19 @@ from diffusers_stale.light_field.video import read_video
 from diffusers_stale.manifest import manifest_problems
 from diffusers_stale.training.averages import AVERAGES, MovingAverage, power_exponent
 from diffusers_stale.training.checkpoints import Checkpoint, load_checkpoint, newest_checkpoint
-from diffusers_stale.training.config import PRESETS, ImageConfig, MovieConfig, StageConfig, TrainingConfig
+from diffusers_stale.training.config import (
+    PRESETS,
+    AutoencoderConfig,
+    ImageConfig,
+    MovieConfig,
+    StageConfig,
+    TextConfig,
+    TrainingConfig,
+)
 from diffusers_stale.training.decoders import exchange_decoder
 from diffusers_stale.training.grids import Grid
 from diffusers_stale.training.loop import Trainer
+from diffusers_stale.training.losses import CONTRASTS, LOSSES
 from diffusers_stale.training.processes import make_accelerator
 from diffusers_stale.training.samples import movie_of_views
 from diffusers_stale.training.stage_image import ImageTask
@@ -530,11 +541,26 @@ def test_without_trackio_a_run_that_wants_it_says_how_to_get_it(tmp_path: Path, 
         (MovieConfig, {"text_cache_mb": -1.0}, "`text_cache_mb` must be at least 0"),
         (ImageConfig, {"wordings": 0}, "`wordings` must be greater than 0"),
         (StageConfig, {"local_steps": 2, "precision": "fp16"}, "`local_steps` above 1 needs"),
+        (StageConfig, {"clip_norm": 0.0}, "`clip_norm` must be greater than 0"),
+        (StageConfig, {"warmup_steps": -1}, "`warmup_steps` must be at least 0"),
+        (StageConfig, {"learning_rate": float("inf")}, "`learning_rate` must be finite"),
+        (TextConfig, {"heads": 3}, "`hidden_size` must be a multiple of `heads`, got 128 and 3"),
+        (AutoencoderConfig, {"image_size": 33}, "`image_size` must be a multiple of 4 with 3"),
+        (AutoencoderConfig, {"block_channels": ()}, "`block_channels` must be numbers greater than 0"),
+        (AutoencoderConfig, {"baselines": (1.0, 0.0)}, "`baselines` must be numbers greater than 0"),
+        (ImageConfig, {"attention_heads": 5}, "multiples of `attention_heads`, got .* and 5"),
+        (ImageConfig, {"encode_batch": 0}, "`encode_batch` must be greater than 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(config: type[StageConfig], changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+def test_errors_and_contrasts_that_can_be_chosen_are_those_there_are():
+    fields = {item.name: get_args(item.type) for item in dataclasses.fields(ImageConfig)}
+    assert fields["loss"] == tuple(LOSSES)
+    assert fields["hinge_form"] == tuple(CONTRASTS)
 
 
 def test_presets_train_everything():

@@ -5,6 +5,7 @@ Nothing here trains. Every length of time is in seconds, every size in the unit 
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from diffusers_stale.data.sources import BARNYARD
 from diffusers_stale.training.clip_settings import ClipSettings
 from diffusers_stale.training.grids import parse_grids
+from diffusers_stale.training.ranges import check_ranges
 
 
 STAGES = ("autoencoder", "text", "image", "movie")
@@ -22,12 +24,6 @@ SHARES = (
     "input_noise_rate", "view_shuffle_rate", "view_shuffle", "frame_shuffle_rate", "frame_shuffle",
 )  # fmt: skip
 """Settings from 0 to 1."""
-
-POSITIVE = (
-    "max_steps", "max_seconds", "batch_size", "accumulation", "learning_rate", "max_skipped", "log_every",
-    "sample_every", "keep_checkpoints", "local_steps", "lora_rank", "lora_alpha", "wordings",
-)  # fmt: skip
-"""Settings that must be greater than 0, where a stage has them and they are given."""
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """Ways to write a switch."""
@@ -88,10 +84,9 @@ class StageConfig:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("`max_steps` or `max_seconds` must be given, got neither; a run needs an end.")
-        for name in POSITIVE:
-            value = getattr(self, name, None)
-            if value is not None and not value > 0:
-                raise ValueError(f"`{name}` must be greater than 0, got {value}; give a positive number.")
+        check_ranges(self)
+        if not math.isfinite(self.learning_rate):
+            raise ValueError(f"`learning_rate` must be finite, got {self.learning_rate}; 1e-3 is usual.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}; 0.999 is usual.")
         if not 0 < self.ema_width < 0.28:
@@ -137,6 +132,12 @@ class AutoencoderConfig(ClipSettings, StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_clips()
+        coarsest = 2 ** (len(self.block_channels) - 1)
+        if self.image_size % coarsest:
+            raise ValueError(
+                f"`image_size` must be a multiple of {coarsest} with {len(self.block_channels)} `block_channels`, got "
+                f"{self.image_size}; each after the first halves it."
+            )
         if self.trainable == "decoder" and self.start_from is None:
             raise ValueError("`trainable` decoder needs an encoder that was trained, got no `start_from`; name one.")
 
@@ -159,6 +160,13 @@ class TextConfig(StageConfig):
     data: str = BARNYARD
     tokenizer_captions: int = 4000
     scenes: int = 100_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of `heads`, got {self.hidden_size} and {self.heads}; change one."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +210,7 @@ class DenoisingConfig(ClipSettings, StageConfig):
     start_from: str | None = None
     contamination: float = 0.0
     test_scenes: int = 1000
-    loss: str = "mse"
+    loss: Literal["mse", "huber"] = "mse"
     loss_weighting: Literal["uniform", "min_snr"] = "uniform"
     foreground_weight: float = 3.0
     foreground_anneal: float = 0.2
@@ -282,6 +290,15 @@ class ImageConfig(DenoisingConfig):
     norm_num_groups: int = 16
     prediction_type: Literal["v_prediction", "epsilon", "sample", "flow_prediction"] = "v_prediction"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # The first level has no attention.
+        if any(channels % self.attention_heads for channels in self.block_channels[1:]):
+            raise ValueError(
+                f"`block_channels` after the first must be multiples of `attention_heads`, got {self.block_channels} "
+                f"and {self.attention_heads}; change one."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MovieConfig(DenoisingConfig):
@@ -330,8 +347,6 @@ class MovieConfig(DenoisingConfig):
         super().__post_init__()
         if not self.deviation_weight > 0:
             raise ValueError(f"`deviation_weight` must be above 0, got {self.deviation_weight}; 1 weighs all alike.")
-        if self.single_view_clips < 0:
-            raise ValueError(f"`single_view_clips` must be at least 0, got {self.single_view_clips}; 0 makes none.")
         largest = None if self.has_clips else (self.view_rows, self.view_cols, self.num_frames)
         parse_grids(self.static_grids, largest)
         parse_grids(self.moving_grids, largest)
