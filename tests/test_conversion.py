@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.light_field import CameraGrid, LightField, LightFieldFolder, resample
 from diffusers_stale.light_field.compressed import HEADER, view_name
 from diffusers_stale.light_field.displays import half_side_by_side, side_by_side
-from diffusers_stale.light_field.export import write_mp4, write_png
+from diffusers_stale.light_field.export import write_mp4, write_png, write_video
 from diffusers_stale.light_field.quilt import assemble_quilt
 from diffusers_stale.light_field.quilt_layout import tiles_of_name
+from diffusers_stale.light_field.video import read_video
 
 
 def noise(view_rows: int = 2, view_cols: int = 3, frames: int = 2, height: int = 6, width: int = 8) -> LightField:
@@ -277,3 +279,76 @@ def test_sizes_that_cannot_be_are_refused(wanted: dict[str, int]) -> None:
         resample(noise(3, 3), **wanted)
     with pytest.raises(ValueError, match="single one"):
         resample(noise(1, 1), view_cols=3)
+
+
+# What others' pictures are, and frames in order
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png", ".gif"])
+def test_an_animated_quilt_comes_back_with_all_frames(suffix: str, tmp_path: Path) -> None:
+    """Those without loss exactly; frames that are alike are one in the file, and several when it is played."""
+    movie = noise(1, 6, 5, 8, 8)
+    movie.pixels[:, :, :, 2] = movie.pixels[:, :, :, 1]
+    quilt = assemble_quilt(movie.pixels[:, 0], 3, 2)
+    path = tmp_path / f"noise_qs3x2a1{suffix}"
+    if suffix == ".webp":
+        write_video(path, quilt, 12.5, zoom=1)
+    else:
+        pictures = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in quilt.unbind(1)]
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=80)
+    found = LightField.from_quilt(path, frame_rate=3.0)
+    assert (found.shape, found.frame_rate) == (movie.shape, 12.5)
+    if suffix != ".gif":
+        assert torch.equal(found.pixels, movie.pixels)
+    assert torch.equal(found.pixels[:, :, :, 1], found.pixels[:, :, :, 2])
+    assert not torch.equal(found.pixels[:, :, :, 2], found.pixels[:, :, :, 3])
+
+
+def test_a_picture_that_is_stored_turned_is_read_as_it_is_shown(tmp_path: Path) -> None:
+    picture = noise(1, 1, 1, 4, 6).pixels[:, 0, 0, 0].permute(1, 2, 0).contiguous().numpy()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter to the right, as telephones store it
+    Image.fromarray(picture).save(tmp_path / "turned.png", exif=turned)
+    found = LightField.from_quilt(tmp_path / "turned.png", 1, 1)
+    assert np.array_equal(found.to_numpy()[0, 0, 0], np.rot90(picture, -1))
+
+
+def test_pictures_of_sixteen_bits_are_not_cut_off(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="8 bits a colour"):
+        LightField.from_quilt(tmp_path / "deep.png", 1, 1)
+
+
+def test_frames_of_a_folder_that_are_read_in_order_are_decoded_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, opened = LightField.load(folder), []
+    monkeypatch.setattr(
+        "diffusers_stale.light_field.compressed.read_video",
+        lambda path, frames: opened.append(frames) or read_video(path, frames),
+    )
+    with LightField.open(folder) as file:
+        for index in range(whole.num_frames):
+            part = {"frames": index, "height": slice(3, 20)}
+            assert file.read(**part).equals(whole.select(**part))
+        views, frames = whole.view_rows * whole.view_cols, whole.num_frames
+        # The first alone, since nobody knows what is wanted next; then all others at once.
+        assert opened == [range(1)] * views + [range(1, frames)] * views
+        for part in ({"frames": 2, "view_cols": 1}, {"frames": slice(1, 4, 2)}, {"frames": 0}):
+            assert file.read(**part).equals(whole.select(**part))
+
+
+def test_frames_read_ahead_take_no_more_than_they_may(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, opened = LightField.load(folder), []
+    one = whole.pixels[:, 0, 0, 0].numel()
+    monkeypatch.setattr("diffusers_stale.light_field.compressed.READ_AHEAD", 2 * one)
+    monkeypatch.setattr(
+        "diffusers_stale.light_field.compressed.read_video",
+        lambda path, frames: opened.append(frames) or read_video(path, frames),
+    )
+    with LightField.open(folder) as file:
+        for index in range(whole.num_frames):
+            part = {"frames": index, "view_rows": 0, "view_cols": 0}
+            assert file.read(**part).equals(whole.select(**part))
+    assert max(map(len, opened)) == 2
+    assert opened[:2] == [range(1), range(1, 3)]

@@ -36,6 +36,9 @@ MAX_HEADER = 2**20
 MAX_VIEWS = 4096
 """Most views of a folder."""
 
+READ_AHEAD = 64 * 2**20
+"""Bytes of following frames that are kept while frames are read in order: decoders have to begin at the beginning."""
+
 FOLDER_MODE = 0o755
 
 
@@ -93,23 +96,47 @@ class LightFieldFolder(LightFieldReader[Movie]):
         header = _header(self.path)
         self.sizes, self.frame_rate, self.camera_grid, self.provenance = _parsed(self.path, header)
         self.has_disparity = _check_files(self.path, header, self.sizes)
+        self._ahead: tuple[range, range, range, torch.Tensor] | None = None
+        self._next: tuple[range, range, int] | None = None
 
     def _pixels(self, part: Selection) -> torch.Tensor:
-        ranges = part.ranges
-        rows = [
-            torch.stack([self._view(row, col, part) for col in ranges["view_cols"]], dim=1)
-            for row in ranges["view_rows"]
-        ]
-        return torch.stack(rows, dim=1)
+        rows, cols, frames = (part.ranges[name] for name in ("view_rows", "view_cols", "frames"))
+        height, width = (slice(taken.start, taken[-1] + 1) for taken in (part.ranges["height"], part.ranges["width"]))
+        chosen = self._in_order(rows, cols, frames)
+        return chosen[..., height, width].clone(memory_format=torch.contiguous_format)
 
-    def _view(self, row: int, col: int, part: Selection) -> torch.Tensor:
-        path = self.path / view_name(row, col)
+    def _in_order(self, rows: range, cols: range, frames: range) -> torch.Tensor:
+        """Whole pictures of what is chosen; where it goes on from what was read last, more is decoded and kept."""
+        goes_on = self._next == (rows, cols, frames[0])
+        self._next = (rows, cols, frames[-1] + 1)
+        ahead = self._ahead
+        if ahead is None or ahead[:2] != (rows, cols) or frames[0] not in ahead[2] or frames[-1] not in ahead[2]:
+            ahead = self._ahead = None  # its memory is free before more is taken
+            if not goes_on:
+                return self._decoded(rows, cols, frames)
+            taken = self._following(len(rows) * len(cols), frames)
+            ahead = self._ahead = (rows, cols, taken, self._decoded(rows, cols, taken))
+        first = ahead[2].start
+        return ahead[3][:, :, :, frames[0] - first : frames[-1] + 1 - first : frames.step]
+
+    def _following(self, views: int, frames: range) -> range:
+        """From the first of `frames` on as many as fit in `READ_AHEAD`; up to the last one at least."""
+        count = READ_AHEAD // (views * self.sizes["height"] * self.sizes["width"] * self.sizes["channels"])
+        return range(frames[0], max(frames[-1] + 1, min(self.sizes["frames"], frames[0] + count)))
+
+    def _decoded(self, rows: range, cols: range, frames: range) -> torch.Tensor:
+        """Whole pictures `(3, view_rows, view_cols, frames, height, width)`."""
+        return torch.stack(
+            [torch.stack([self._view(row, col, frames) for col in cols], dim=1) for row in rows],
+            dim=1,
+        )
+
+    def _view(self, row: int, col: int, frames: range) -> torch.Tensor:
         try:
-            movie = read_video(path, part.ranges["frames"])
+            movie = read_video(self.path / view_name(row, col), frames)
         except ValueError as error:
             raise damaged(self.path, str(error)) from error
-        rows, cols = (slice(taken.start, taken[-1] + 1) for taken in (part.ranges["height"], part.ranges["width"]))
-        return movie[:, :, rows, cols]
+        return movie[..., : self.sizes["height"], : self.sizes["width"]]
 
     def _disparity(self, part: Selection) -> torch.Tensor:
         with safe_open(self.path / DISPARITY, framework="pt") as file:
@@ -119,7 +146,8 @@ class LightFieldFolder(LightFieldReader[Movie]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held open between two calls of `read`."""
+        """Nothing is held open between two calls of `read`; what was read ahead is forgotten."""
+        self._ahead = None
 
 
 def _write(light_field: Parts, folder: Path) -> None:

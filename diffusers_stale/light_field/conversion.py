@@ -4,12 +4,13 @@ Works on plain tensors; `LightField.from_numpy`, `from_quilt`, `from_view_folder
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps, ImageSequence
 
 from diffusers_stale.axes import check_count
 from diffusers_stale.light_field.quilt_layout import quilt_views
@@ -18,6 +19,15 @@ from diffusers_stale.light_field.video import read_video, video_info
 
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mov", ".mkv", ".avi"}
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+ANIMATED = {"GIF", "WEBP", "PNG"}
+"""Kinds of pictures that may move."""
+
+EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"}
+"""What Pillow calls pictures that it turns into bytes of red, green and blue without cutting numbers off."""
+
+MAX_FRAMES = 10_000
+"""Most frames of an animated picture that is read."""
+
 NUMPY_AXES = ("view_rows", "view_cols", "frames", "height", "width", "channels")
 
 Source = torch.Tensor | str | Path
@@ -113,7 +123,10 @@ def view_places(
 
 
 def read_moving(source: Source) -> torch.Tensor:
-    """Any source as uint8, shape `(3, frames, height, width)`. Raises `ValueError` for what is no picture."""
+    """Any source as uint8, shape `(3, frames, height, width)`, as it is shown; animated pictures with all frames.
+
+    Raises `ValueError` for what is no picture, and for one of more than 8 bits a colour that would lose them.
+    """
     if isinstance(source, torch.Tensor):
         picture = source[:, None] if source.ndim == 3 else source
         if picture.ndim != 4 or picture.shape[0] != 3 or picture.dtype != torch.uint8 or 0 in picture.shape:
@@ -129,15 +142,51 @@ def read_moving(source: Source) -> torch.Tensor:
         raise FileNotFoundError(f"There is no picture at {path}; check the path.")
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[:, None].contiguous()
-    except OSError as error:
+            if image.mode not in EIGHT_BITS:
+                raise ValueError(
+                    f"Expected a picture of 8 bits a colour at {path}, got mode {image.mode}; scale it to 0 to 255."
+                )
+            frames = _frames(path, image) if _is_moving(image) else [image]
+            pictures = [np.array(ImageOps.exif_transpose(frame).convert("RGB")) for frame in frames]
+            return torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2).contiguous()
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"Expected a picture or video at {path}, but it cannot be read: {error}.") from error
 
 
 def frame_rate_of(source: Source, otherwise: float) -> float:
-    """Frames a second of a video; `otherwise` for anything else."""
-    is_video = not isinstance(source, torch.Tensor) and Path(source).suffix.lower() in VIDEO_SUFFIXES
-    return video_info(source).frame_rate if is_video else otherwise
+    """Frames a second of a video or an animated picture; `otherwise` for anything else."""
+    if isinstance(source, torch.Tensor):
+        return otherwise
+    if Path(source).suffix.lower() in VIDEO_SUFFIXES:
+        return video_info(source).frame_rate
+    with Image.open(source) as image:
+        return 1000.0 / min(_milliseconds(image)) if _is_moving(image) else otherwise
+
+
+def _is_moving(image: Image.Image) -> bool:
+    return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
+
+
+def _milliseconds(image: Image.Image) -> list[float]:
+    """How long each frame of an animated picture lasts; one that does not say lasts a tenth of a second."""
+    lasting = []
+    for frame in ImageSequence.Iterator(image):
+        frame.load()  # WebP tells how long a frame lasts once it is decoded
+        lasting.append(float(frame.info.get("duration") or 100.0))
+    return lasting
+
+
+def _frames(path: Path, image: Image.Image) -> Iterator[Image.Image]:
+    """The frames of an animated picture, one that lasts longer than others again and again, as writers thin them out.
+
+    Raises `ValueError` for more than `MAX_FRAMES` of them.
+    """
+    lasting = _milliseconds(image)
+    times = [round(duration / min(lasting)) for duration in lasting]
+    if sum(times) > MAX_FRAMES:
+        raise ValueError(f"Expected at most {MAX_FRAMES} frames at {path}, got {sum(times)}; make a video of it.")
+    for frame, count in zip(ImageSequence.Iterator(image), times, strict=True):
+        yield from [frame] * count
 
 
 def in_natural_order(path: Path) -> list[tuple[bool, int, str]]:
