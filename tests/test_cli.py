@@ -216,6 +216,8 @@ def test_a_folder_without_permission_is_one_clear_line(tmp_path: Path):
         (OSError(28, "No space left on device"), 1, "error: No space left on device"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: CUDA out of memory"),
         (RuntimeError("DefaultCPUAllocator: not enough memory"), 1, "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "can't allocate memory"),
+        (RuntimeError("std::bad_alloc"), 1, "bad_alloc"),
         (ValueError("two\nlines"), 1, "error: two lines"),
     ],
 )

@@ -13,6 +13,7 @@ from diffusers_stale.cli import app
 from diffusers_stale.data.renderer import render_scene
 from diffusers_stale.data.scenes import sample_scene
 from diffusers_stale.light_field import CameraGrid, LightField
+from diffusers_stale.light_field.antialiasing import with_shutter
 from diffusers_stale.light_field.displays import (
     DISPLAYS,
     HINTS,
@@ -37,6 +38,7 @@ from diffusers_stale.light_field.quilt import (
     quilt_step,
     quilt_views,
 )
+from diffusers_stale.light_field.video import read_video
 
 
 def noise(view_rows: int = 3, view_cols: int = 5, frames: int = 2, size: int = 8) -> torch.Tensor:
@@ -244,6 +246,10 @@ def test_every_display_keeps_dtype_changes_nothing_and_refuses_what_it_cannot_sh
     assert all(picture.ndim == 4 and picture.shape[0] == 3 for picture in seen)
     assert torch.equal(seen[0], seen[1])
     assert torch.equal(pixels, noise())
+    for dtype in (torch.float16, torch.float64):
+        picture = DISPLAYS[name]((pixels.double() / 127.5 - 1).to(dtype), **options)
+        assert picture.dtype == dtype
+        assert (picture.float() - seen[2]).abs().max() < 0.02
     with pytest.raises(ValueError, match="at least 2 columns"):
         DISPLAYS[name](noise(3, 1), **options)
     bad = pixels.float()
@@ -325,6 +331,11 @@ def test_several_movies_go_into_a_folder(movie: Path, tmp_path: Path):
     assert "--force" in run("project", *both, "--to", "depth", "-o", tmp_path / "out", "--suffix", ".webp", code=1)
     run("display", *both, "--for", "tb", "-o", tmp_path / "out", "--suffix", ".png")
     assert (tmp_path / "out" / "pigs_tb.png").is_file()
+    run("display", *both, "--for", "tb", "-o", tmp_path / "out", "--suffix", "webp")
+    assert (tmp_path / "out" / "pigs_tb.webp").is_file()
+    said = run("project", *both, "-o", tmp_path / "none", "--suffix", "avi", code=1)
+    assert said.count("error: ") == 1
+    assert not (tmp_path / "none").exists()
     assert "twice" in run("project", both[0], both[0], "-o", tmp_path / "out", code=1)
     assert "a file" in run("project", *both, "-o", movie, code=1)
 
@@ -372,13 +383,40 @@ def test_a_row_is_a_folder_of_videos(movie: Path, tmp_path: Path):
     assert "view_02.mp4" in run("display", movie, "--for", "row", "-o", tmp_path / "row")
     assert [path.name for path in sorted((tmp_path / "row").iterdir())] == [f"view_0{index}.mp4" for index in range(3)]
     assert "--force" in run("display", movie, "--for", "row", "-o", tmp_path / "row", code=1)
-    assert "preset" in run("display", movie, "--for", "row", "--preset", "go", "-o", tmp_path / "other", code=1)
+    for option in (("--preset", "go"), ("--frame", "1"), ("--suffix", ".webp")):
+        said = run("display", movie, "--for", "row", *option, "-o", tmp_path / "other", code=1)
+        assert f"`{option[0][2:]}`, which does nothing" in said
+    assert "a file; choose" in run("display", movie, "--for", "row", "-o", movie, code=1)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_row_has_exposures(movie: Path, tmp_path: Path):
+    run("display", movie, "--for", "row", "--every", "2", "--zoom", "8", "-o", tmp_path / "row")
+    found = read_video(tmp_path / "row" / "view_01.mp4")[..., 4::8, 4::8].float()
+    whole = LightField.load(movie)
+    exposed = with_shutter(whole, 2).view(1, 1).float()
+    assert found.shape == exposed.shape
+    apart = [(found - picture).abs().mean() for picture in (exposed, *whole.view(1, 1).float().split(1, dim=1))]
+    assert 2 * apart[0] < min(apart[1:])
 
 
 def test_a_compressed_movie_is_taken_like_any_other(movie: Path, tmp_path: Path):
     LightField.load(movie).save_compressed(tmp_path / "small.lf")
     run("display", tmp_path / "small.lf", "--for", "anaglyph", "-o", tmp_path / "a.png")
     assert (tmp_path / "a.png").is_file()
+    run("view", tmp_path / "small.lf", "-o", tmp_path / "a.html")
+    assert (tmp_path / "a.html").is_file()
+    assert "3 down, 3 across" in run("info", tmp_path / "small.lf")
+
+
+def test_of_a_single_view_no_other_is_read(movie: Path, tmp_path: Path):
+    LightField.load(movie).save_compressed(tmp_path / "small.lf")
+    for path in (tmp_path / "small.lf").glob("view_0[12]_*.mp4"):
+        path.write_bytes(b"broken")
+    for name in ("a.webp", "a.png"):
+        run("project", tmp_path / "small.lf", "--to", "view", "--view", "0x1", "-o", tmp_path / name)
+    run("project", tmp_path / "small.lf", "--to", "view", "--view", "1x1", "-o", tmp_path / "b.webp", code=1)
+    assert "view_cols" in run("project", movie, "--to", "view", "--view", "0x3", "-o", tmp_path / "b.webp", code=1)
 
 
 @pytest.mark.parametrize(
@@ -405,6 +443,8 @@ def test_a_compressed_movie_is_taken_like_any_other(movie: Path, tmp_path: Path)
         ("project", "--to", "refocus", "--focus", "90", "-o", "out.png"),
         ("project", "--to", "refocus", "--shutter", "2", "--every", "2", "-o", "out.png"),
         ("project", "--to", "refocus", "--codec", "vp9", "-o", "out.mp4"),
+        ("project", "--to", "refocus", "--zoom", "100000", "-o", "out.png"),
+        ("project", "--to", "refocus", "--max-disparity", "1e9", "-o", "out.png"),
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(

@@ -151,6 +151,12 @@ def test_stills_are_exact_and_enlarged_as_wanted(tmp_path: Path) -> None:
             seen = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).view(10, 14, 3)
         assert torch.equal(seen[::2, ::2].permute(2, 0, 1), picture)
         assert torch.equal(seen[1::2, 1::2].permute(2, 0, 1), picture)
+    for write, name in ((write_png, "b.png"), (write_webp, "b.webp")):
+        with pytest.raises(ValueError, match="at most 2340 .* got 100000"):
+            write(tmp_path / name, picture, zoom=100_000)
+    with pytest.raises(ValueError, match="at most 2340 "):
+        write_mp4(tmp_path / "b.mp4", picture[:, None], 8.0, zoom=2341)
+    assert not list(tmp_path.glob("b.*"))
     ramp = (torch.arange(8) * 32).to(torch.uint8).expand(3, 8, 8)
     write_png(tmp_path / "smooth.png", ramp, zoom=4, smooth=True)
     with Image.open(tmp_path / "smooth.png") as image:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -151,6 +152,8 @@ def test_views_and_frames_are_what_their_indices_say() -> None:
     assert torch.equal(light_field.middle_view, light_field.pixels[:, 1, 2])
     assert (light_field.num_frames, light_field.height, light_field.width) == (4, 6, 8)
     assert "3x5 views, 4 frames" in repr(light_field)
+    for index in (np.int64(2), np.uint8(2), torch.tensor(2)):
+        assert light_field.select(frames=index).equals(light_field.select(frames=2))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,9 @@ def test_views_and_frames_are_what_their_indices_say() -> None:
         {"width": slice(None, None, 2)},
         {"view_cols": True},
         {"view_cols": 1.0},
+        {"view_cols": np.True_},
+        {"view_cols": torch.tensor(True)},
+        {"view_cols": torch.tensor([1, 2])},
         {"view_rows": slice(None, None, 2)},
     ],
 )
@@ -281,6 +287,18 @@ def test_a_header_with_a_gap_is_found_out(missing: str, tmp_path: Path) -> None:
     del header["__metadata__"][missing]
     with pytest.raises(ValueError, match=missing):
         LightField.open(forge(tmp_path / "gap", header, body))
+
+
+def test_disparity_that_is_not_finite_is_named_by_its_place_and_file(tmp_path: Path) -> None:
+    light_field, path = noise(), tmp_path / "a.lf.safetensors"
+    light_field.disparity[1, 2, 3, 4, 5] = float("nan")
+    light_field.save(path)
+    place = "view_rows 1, view_cols 2, frames 3, height 4, width 5"
+    with pytest.raises(ValueError, match=place):
+        LightField(light_field.pixels, disparity=light_field.disparity)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{place}"):
+        LightField.load(path)
+    LightField.open(path).read(frames=0)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

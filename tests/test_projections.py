@@ -8,7 +8,7 @@ import torch
 from diffusers_stale.axes import displaced, view_coordinates
 from diffusers_stale.data.renderer import RenderedClip, render_scene
 from diffusers_stale.data.scenes import Scene, sample_scene
-from diffusers_stale.light_field import LightField
+from diffusers_stale.light_field import CameraGrid, LightField
 from diffusers_stale.light_field.antialiasing import Exposures, prefiltered, with_shutter
 from diffusers_stale.light_field.camera_paths import dolly_shots, orbit_shots, pictures_of, sway_shots
 from diffusers_stale.light_field.depth import CONFIDENT, measured_depth, smooth_disparity
@@ -31,6 +31,7 @@ from diffusers_stale.light_field.projections import (
     time_slices,
     views_sheet,
 )
+from diffusers_stale.light_field.viewpoints import search_reach
 
 
 def noise(view_rows: int = 3, view_cols: int = 5, frames: int = 4, height: int = 6, width: int = 8) -> LightField:
@@ -508,6 +509,33 @@ def test_every_projection_takes_every_grid_and_keeps_dtype(name: str, shape: tup
     for wrong in (light_field.pixels[None], "a movie", light_field.pixels.int()):
         with pytest.raises(ValueError, match=r"(?i)expected|must"):
             project(wrong, **options)
+
+
+def test_pixels_of_other_axes_are_told_their_own_shape() -> None:
+    pixels = noise(2, 2, 1, 4, 4).pixels
+    for wrong in (pixels[0], pixels[None]):
+        with pytest.raises(ValueError, match="'view_rows', 'view_cols'") as caught:
+            PROJECTIONS["refocus"](wrong)
+        assert f"got shape {tuple(wrong.shape)};" in str(caught.value)
+
+
+@pytest.mark.parametrize("height", [1, 3])
+def test_a_picture_of_few_rows_has_as_many_slices_in_time(height: int) -> None:
+    pixels = noise(1, 1, 5, height, 9).pixels
+    assert torch.equal(time_slices(pixels), time_slices(pixels, height))
+    with pytest.raises(ValueError, match="count"):
+        time_slices(pixels, height + 1)
+
+
+def test_what_moves_farther_than_a_picture_is_not_searched() -> None:
+    """Neither because somebody asks for it nor because a file says so."""
+    movie = noise(1, 3, 1, 8, 12)
+    wide = LightField(movie.pixels, disparity=torch.full((1, 3, 1, 8, 12), 1e20))
+    far = LightField(movie.pixels, camera_grid=CameraGrid(view_rows=1, view_cols=3, baseline=1e20))
+    assert [search_reach(part) for part in (wide, far)] == [12.0, 12.0]
+    assert search_reach(movie, 12) == 12.0
+    with pytest.raises(ValueError, match="at most 12 pixels"):
+        search_reach(movie, 12.5)
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)

@@ -45,8 +45,9 @@ def one_line(error: Exception) -> str:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch said so; on the CPU it has no class for it."""
-    return type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+    """Whether torch said so; on the CPU it has no class for it, and words that depend on the system."""
+    words = ("not enough memory", "can't allocate memory", "bad_alloc")
+    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)
 
 
 def tell_version(wanted: bool) -> None:

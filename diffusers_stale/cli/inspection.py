@@ -20,7 +20,7 @@ from diffusers_stale.cli.options import (
 
 
 if TYPE_CHECKING:
-    from diffusers_stale.light_field import LightFieldFile
+    from diffusers_stale.light_field.reader import LightFieldReader
 
 
 CALIBRATION_SEED, CALIBRATION_PROMPTS = 6_000_011, 48
@@ -33,15 +33,19 @@ LIGHT_FIELD_SUFFIX = ".lf.safetensors"
 @app.command()
 def info(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="A checkpoint (name, folder or Hub id), or a .lf.safetensors file.")
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="A checkpoint (name, folder or Hub id), a .lf.safetensors file, or a folder with a movie.",
+        ),
     ],
 ) -> None:
     """Tell what a [bold]checkpoint[/bold] or a [bold]movie file[/bold] is: its parts, sizes and origin."""
     with user_errors():
-        if Path(what).is_file() or what.endswith(LIGHT_FIELD_SUFFIX):
-            from diffusers_stale.light_field import LightField
+        if Path(what).is_file() or what.endswith(LIGHT_FIELD_SUFFIX) or holds_movie(Path(what)):
+            from diffusers_stale.light_field.picture_files import opened
 
-            with LightField.open(what) as file:
+            with opened(what) as file:
                 tell_movie(file)
             return
         from diffusers_stale.checkpoint_origin import EXPORTED, check_no_run, origin_lines, read_origin, read_run
@@ -184,7 +188,15 @@ def calibration_prompts(path: Path | None) -> list[str]:
     return [caption_of(sample_scene(CALIBRATION_SEED, i), CALIBRATION_SEED, i) for i in range(CALIBRATION_PROMPTS)]
 
 
-def tell_movie(file: "LightFieldFile") -> None:
+def holds_movie(folder: Path) -> bool:
+    """Whether a folder is what `generate` writes, or a compressed light field."""
+    from diffusers_stale.light_field.compressed import HEADER
+    from diffusers_stale.light_field.movie_folder import LIGHT_FIELD
+
+    return (folder / LIGHT_FIELD).is_file() or (folder / HEADER).is_file()
+
+
+def tell_movie(file: "LightFieldReader") -> None:
     sizes, grid = file.sizes, file.camera_grid
     tell("light field", file.path)
     tell("views", f"{grid.view_rows} down, {grid.view_cols} across, {grid.spacing:g} steps apart")

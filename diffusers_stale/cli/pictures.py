@@ -162,11 +162,11 @@ def display(
             "focus": focus,
             "max_disparity": max_disparity,
         }
-        look = {"zoom": zoom, "smooth": smooth, "codec": codec, "force": force}
+        look = {"zoom": zoom, "smooth": smooth, "codec": codec, "every": every, "shutter": shutter, "force": force}
         if what == "row":
-            write_rows(movies, output, {**options, **look})
+            write_rows(movies, output, {**options, **look, "frame": frame, "suffix": suffix})
         else:
-            write_all(movies, what, output, frame, suffix, {**options, **look, "every": every, "shutter": shutter})
+            write_all(movies, what, output, frame, suffix, {**options, **look})
 
 
 @app.command()

@@ -4,9 +4,11 @@ Knows axes by name; no files, and of pixels only whether they are numbers.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from diffusers_stale.axes import AXES, IMAGE_AXES, check_count
@@ -102,13 +104,24 @@ def _resolve(name: str, choice: Choice, length: int) -> range:
         return range(length)
     if isinstance(choice, slice):
         return _resolve_slice(name, choice, length)
-    if isinstance(choice, bool) or not isinstance(choice, int) or not -length <= choice < length:
+    index = _as_index(choice)
+    if index is None or not -length <= index < length:
         raise ValueError(
             f"`{name}` must be an index from {-length} to {length - 1} or a slice, got {choice!r}; choose one of the "
             f"{length} there are."
         )
-    start = choice % length
+    start = index % length
     return range(start, start + 1)
+
+
+def _as_index(choice: object) -> int | None:
+    """A whole number of any kind, numpy's and torch's included; None for anything else, truth values too."""
+    if isinstance(choice, bool | np.bool_) or (isinstance(choice, torch.Tensor) and choice.dtype == torch.bool):
+        return None
+    try:
+        return operator.index(choice)
+    except (TypeError, RuntimeError):
+        return None
 
 
 def _resolve_slice(name: str, choice: slice, length: int) -> range:
@@ -122,12 +135,15 @@ def _resolve_slice(name: str, choice: slice, length: int) -> range:
     return taken if len(taken) > 1 else range(taken.start, taken.start + 1)
 
 
-def check_finite(values: torch.Tensor, axes: Sequence[str]) -> None:
-    """Raises `ValueError` for pixels of `axes` that are NaN or infinite, and says where the first one is.
+def check_finite(
+    values: torch.Tensor, axes: Sequence[str], expected: str = "Expected finite pixels in [-1, 1]", otherwise: str = ""
+) -> None:
+    """Raises `ValueError` for numbers of `axes` that are NaN or infinite, and says where the first one is.
 
     Both show in the extremes, which are found in one pass; where they are is asked only then.
     """
     if values.is_floating_point() and not torch.isfinite(torch.stack(values.detach().aminmax())).all():
         first = torch.nonzero(~torch.isfinite(values))[0].tolist()
         place = ", ".join(f"{name} {index}" for name, index in zip(axes, first, strict=True))
-        raise ValueError(f"Expected finite pixels in [-1, 1], got NaN or infinity, first at {place}; mend them there.")
+        remedy = f"mend them there{otherwise and f', {otherwise}'}"
+        raise ValueError(f"{expected}, got NaN or infinity, first at {place}; {remedy}.")

@@ -121,7 +121,7 @@ class LightField:
         Args:
             source: path of a picture or video, or uint8 of shape `(3, frames, height, width)` or `(3, height, width)`.
             columns, rows: tiles; by default what the file's name says (`_qs8x6a0.75`).
-            frame_rate: of pictures and tensors; videos have their own.
+            frame_rate: of pictures and tensors; videos and animated pictures have their own.
             spacing: of neighbouring tiles, in view steps.
 
         Raises:
@@ -309,11 +309,9 @@ def _check_disparity(disparity: torch.Tensor, shape: tuple[int, ...]) -> torch.T
     if not isinstance(disparity, torch.Tensor) or tuple(disparity.shape) != shape:
         got = tuple(disparity.shape) if isinstance(disparity, torch.Tensor) else type(disparity).__name__
         raise ValueError(f"`disparity` must have the axes {DISPARITY_AXES} of the pixels, {shape}, got {got}.")
-    if disparity.dtype != torch.float32 or not torch.isfinite(disparity).all():
-        raise ValueError(
-            f"`disparity` must be finite float32 in pixels per view step, got {disparity.dtype} or numbers that are "
-            "not finite; pass None where there is none."
-        )
+    if disparity.dtype != torch.float32:
+        raise ValueError(f"`disparity` must be float32 in pixels per view step, got {disparity.dtype}; convert it.")
+    check_finite(disparity, DISPARITY_AXES, "`disparity` must be finite", "or pass None where there is none")
     return disparity
 
 

@@ -29,6 +29,9 @@ PICTURE_SIZE = 768
 MOVIE_SIZE = 512
 """The same, as closely as whole factors allow, of a moving picture."""
 
+LARGEST_SIDE = 16384
+"""Longest side, in pixels, that anything is enlarged to."""
+
 Frames = torch.Tensor | Iterable[torch.Tensor]
 """A moving picture `(3, frames, height, width)`, or its pictures `(3, height, width)` one after the other."""
 
@@ -39,11 +42,12 @@ def write_png(path: str | Path, picture: torch.Tensor, zoom: int | None = None, 
     Args:
         path: the file, replaced if it is there.
         picture: shape `(3, height, width)`, uint8 or floating point in [-1, 1].
-        zoom: how many times as long both sides get; by default until the longer side is 768 or more.
+        zoom: how many times as long both sides get; by default until the longer side is 768 or more. No side is
+            enlarged beyond 16384 pixels.
         smooth: go smoothly from pixel to pixel (bicubic); otherwise each is repeated and none is blurred.
 
     Raises:
-        ValueError: for another shape, a number that is not finite, a zoom below 1.
+        ValueError: for another shape, a number that is not finite, a zoom below 1 or beyond that side.
         OSError: where the file cannot be written; nothing is left behind then.
     """
     _write_still(path, picture, zoom, smooth, {"format": "PNG"})
@@ -95,8 +99,8 @@ def write_video(
         codec: of `CODECS`; by default H.264 for `.mp4` (HEVC where a side is above 4096 pixels), VP9 for `.webm`.
 
     Raises:
-        ValueError: for another shape, no pictures, numbers that are not finite, a zoom below 1, a codec that is
-            unknown or does not go into such a file.
+        ValueError: for another shape, no pictures, numbers that are not finite, a zoom as `write_png` refuses it, a
+            codec that is unknown or does not go into such a file.
         OSError: where the file cannot be written or the encoder is missing; nothing is left behind then.
     """
     rate = Fraction(check_number("frame_rate", frame_rate, positive=True)).limit_denominator(1001)
@@ -144,7 +148,12 @@ def _enlarged_pictures(frames: Frames, zoom: int | None, smooth: bool, even: boo
 
 
 def _enlarged(values: torch.Tensor, zoom: int, smooth: bool) -> torch.Tensor:
-    check_count("zoom", zoom)
+    if check_count("zoom", zoom) > 1 and zoom * max(values.shape[1:]) > LARGEST_SIDE:
+        raise ValueError(
+            f"`zoom` must be at most {max(1, LARGEST_SIDE // max(values.shape[1:]))} for a picture of "
+            f"{values.shape[1]}x{values.shape[2]}, whose sides may get {LARGEST_SIDE} pixels long, got {zoom}; make "
+            "it smaller."
+        )
     if smooth and zoom > 1:
         size = [length * zoom for length in values.shape[1:]]
         larger = F.interpolate(values[None].float(), size, mode="bicubic", align_corners=False)[0]

@@ -111,12 +111,13 @@ def write_picture(
         check_place(path, force)
         notes = _depth_notes(file, name, given)
         quiet = {"report": False} if "report" in inspect.signature(function).parameters else {}
+        camera, given = _only_camera(name, given, file.sizes)
         if is_still or frame is not None or path.suffix.lower() == ".png":
-            picture = function(_part(file, name, is_still, frame), **given, **quiet)
+            picture = function(_part(file, name, is_still, frame, camera), **given, **quiet)
             still = picture if picture.ndim == 3 else picture[:, 0]
             STILL_SUFFIXES[path.suffix.lower()](path, still, zoom, smooth)
         else:
-            pictures, count, frame_rate = _moving(file, name, function, {**given, **quiet})
+            pictures, count, frame_rate = _moving(file, name, function, {**given, **quiet}, camera)
             bar = tqdm(pictures, desc=name, total=count, unit="frame", dynamic_ncols=True, disable=None)
             _write_moving(path, bar, frame_rate, zoom, smooth, codec)
     return path, notes
@@ -132,11 +133,14 @@ def paths_of_many(
 ) -> list[Path]:
     """Where `write_picture` puts each of several movies: in a folder, which is made if missing, `MOVIE_NAME.suffix`.
 
-    Raises `ValueError` for movies of the same name, `NotADirectoryError` where the folder is a file.
+    `suffix` may lack its dot. Raises `ValueError` for movies of the same name and for a kind of file that `name` is
+    not written to, `NotADirectoryError` where the folder is a file.
     """
     if len({_stem(movie) for movie in movies}) < len(movies):
         raise ValueError("Expected movies of different names, got some twice, and one would replace the other.")
-    chosen = suffix or _usual_suffix(name, _is_still(name, options) or frame is not None)
+    is_still = _is_still(name, options)
+    chosen = _usual_suffix(name, is_still or frame is not None) if suffix is None else f".{suffix.lstrip('.')}"
+    _check_suffix(name, Path(f"{name}{chosen}"), frame, is_still)
     if Path(folder).is_file():
         raise NotADirectoryError(
             f"Expected a folder at {folder} for {len(movies)} movies, got a file; choose another."
@@ -219,12 +223,21 @@ def _check_suffix(name: str, output: Path | None, frame: int | None, is_still: b
     return path
 
 
-def _part(file: Movie, name: str, is_still: bool, frame: int | None) -> LightField:
+def _only_camera(name: str, options: dict[str, Any], sizes: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
+    """The one camera that has to be read, if it is only one, as `read` takes it; and options of what is read."""
+    if name != "view":
+        return {}, options
+    cameras = {"view_rows": options.get("row"), "view_cols": options.get("col")}
+    chosen = {axis: middle_index(sizes[axis]) if index is None else index for axis, index in cameras.items()}
+    return chosen, {key: value for key, value in options.items() if key not in ("row", "col")}
+
+
+def _part(file: Movie, name: str, is_still: bool, frame: int | None, camera: dict[str, int]) -> LightField:
     """What a still picture is made of."""
     if name in OF_THE_MIDDLE_VIEW or (is_still and name not in STILLS):
         rows, cols = file.sizes["view_rows"], file.sizes["view_cols"]
         return file.read(view_rows=middle_index(rows), view_cols=middle_index(cols))
-    return file.read(frames=middle_index(file.sizes["frames"]) if frame is None else frame)
+    return file.read(**camera, frames=middle_index(file.sizes["frames"]) if frame is None else frame)
 
 
 def _hint_of(name: str, options: dict[str, Any], sizes: dict[str, int]) -> str:
@@ -257,7 +270,7 @@ def _depth_notes(file: Movie, name: str, options: dict[str, Any]) -> list[str]:
 
 
 def _moving(
-    file: Movie, name: str, function: Callable[..., torch.Tensor], options: dict[str, Any]
+    file: Movie, name: str, function: Callable[..., torch.Tensor], options: dict[str, Any], camera: dict[str, int]
 ) -> tuple[Iterator[torch.Tensor], int, float]:
     """Pictures as they are pulled, how many there will be, and how many a second."""
     if name in PATHS:
@@ -266,7 +279,8 @@ def _moving(
     if name == "depth":
         middle = smooth_disparity(measured_depth(file.read(frames=middle_index(count)), options.get("max_disparity")))
         options = {**options, "ends": (float(middle.min()), float(middle.max()))}
-    return (function(file.read(frames=index), **options)[:, 0] for index in range(count)), count, file.frame_rate
+    pictures = (function(file.read(**camera, frames=index), **options)[:, 0] for index in range(count))
+    return pictures, count, file.frame_rate
 
 
 def _along_a_path(file: Movie, name: str, options: dict[str, Any]) -> tuple[Iterator[torch.Tensor], int, float]:

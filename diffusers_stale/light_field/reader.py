@@ -50,13 +50,22 @@ class LightFieldReader(ABC, Generic[Movie]):
         """
         choices = {"view_rows": view_rows, "view_cols": view_cols, "frames": frames, "height": height, "width": width}
         part = Selection.of(self.sizes, choices)
-        return self._build(
-            pixels=self._pixels(part),
-            frame_rate=part.frame_rate_of(self.frame_rate),
-            camera_grid=part.grid_of(self.camera_grid),
-            disparity=self._disparity(part) if self.has_disparity else None,
-            provenance=self.provenance,
+        grid, frame_rate, pixels = (
+            part.grid_of(self.camera_grid),
+            part.frame_rate_of(self.frame_rate),
+            self._pixels(part),
         )
+        disparity = self._disparity(part) if self.has_disparity else None
+        try:
+            return self._build(
+                pixels=pixels,
+                frame_rate=frame_rate,
+                camera_grid=grid,
+                disparity=disparity,
+                provenance=self.provenance,
+            )
+        except ValueError as error:
+            raise damaged(self.path, str(error).removesuffix(".")) from error
 
     @abstractmethod
     def _pixels(self, part: Selection) -> torch.Tensor:

@@ -79,18 +79,19 @@ def epipolar_sheet(
     return _tiled([[marked, _ladder(along, 1, height, gap), _ladder(down, 2, width, gap)]], 2 * gap)
 
 
-def time_slices(light_field: LightField | torch.Tensor, count: int = SLICES, gap: int = GAP) -> torch.Tensor:
+def time_slices(light_field: LightField | torch.Tensor, count: int | None = None, gap: int = GAP) -> torch.Tensor:
     """What rows of the middle view do in time: slices of frames and width, each beside its row, early on top.
 
     Left: the middle frame of the middle view; marks to the right of it point at the rows that are cut. Right: `count`
-    slices (frames x width), enlarged along time. What stands still draws a line straight down, what moves leans.
+    slices (frames x width), by default 4 or as many as there are rows, enlarged along time. What stands still draws a
+    line straight down, what moves leans.
 
     Returns shape `(3, sheet height, sheet width)`. Raises `ValueError` for pixels of another shape or not finite, and
     for a count that is below 1 or above the height.
     """
     pixels = pixels_of(light_field)
     height = pixels.shape[-2]
-    check_count("count", count, height)
+    count = check_count("count", min(SLICES, height) if count is None else count, height)
     view = pixels[:, middle_index(pixels.shape[1]), middle_index(pixels.shape[2])]
     rows = _evenly(height, count)
     slices = [_thicker(view[:, :, row], 1, height // count - gap) for row in rows]

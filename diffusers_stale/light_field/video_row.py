@@ -28,6 +28,8 @@ def write_video_row(
     smooth: bool = False,
     codec: str | None = None,
     max_disparity: float | None = None,
+    every: int = 1,
+    shutter: float = 1.0,
 ) -> list[Path]:
     """A row of video files for VR players: one for each view, numbered from the leftmost.
 
@@ -43,17 +45,21 @@ def write_video_row(
         force: replace files that are there.
         zoom, smooth, codec: as for `export.write_video`.
         max_disparity: largest shift between neighbouring views that interpolation looks for, in pixels.
+        every, shutter: frames that become one, and how long it is exposed; see `antialiasing.with_shutter`.
 
     Returns:
         The paths, leftmost view first.
 
     Raises:
         FileExistsError: if one of the files is there.
+        NotADirectoryError: if `folder` is a file.
         OSError: where they cannot be written.
         ValueError: for a movie with a single column of views, and for counts out of range.
     """
     folder = Path(folder)
-    with opened(movie) as file:
+    if folder.is_file():
+        raise NotADirectoryError(f"Expected a folder at {folder} for a row of videos, got a file; choose another.")
+    with opened(movie, every, shutter) as file:
         columns = file.sizes["view_cols"]
         check_columns(columns, "A row of videos")
         count = check_count("views", columns if views is None else views, MAX_TILES)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from diffusers_stale.light_field.atomic import atomic_path
 from diffusers_stale.light_field.container import LightField
-from diffusers_stale.light_field.movie_folder import LIGHT_FIELD
-from diffusers_stale.light_field.picture_files import check_place
+from diffusers_stale.light_field.picture_files import check_place, opened
 from diffusers_stale.light_field.viewer_data import check_fits, movie_data
 
 
@@ -59,7 +58,7 @@ def write_viewer(light_field_or_path: LightField | str | Path, path: str | Path,
     """Writes `viewer_html` of a movie to a file, whole or not at all.
 
     Args:
-        light_field_or_path: the movie, its `*.lf.safetensors` file, or a folder with `movie.lf.safetensors`.
+        light_field_or_path: the movie, what `LightField.open` takes, or a folder with `movie.lf.safetensors`.
         path: an `.html` file.
         force: replace the file if it is there.
 
@@ -85,8 +84,7 @@ def write_viewer(light_field_or_path: LightField | str | Path, path: str | Path,
 def _movie(light_field_or_path: LightField | str | Path) -> LightField:
     if isinstance(light_field_or_path, LightField):
         return light_field_or_path
-    source = Path(light_field_or_path)
-    with LightField.open(source / LIGHT_FIELD if source.is_dir() else source) as file:
+    with opened(light_field_or_path) as file:
         check_fits(file.sizes)
         return file.read()
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from diffusers_stale.axes import check_light_field, middle_index
+from diffusers_stale.axes import middle_index
 from diffusers_stale.light_field.camera_grid import MOVIE_AXES, CameraGrid, check_finite, check_number
 from diffusers_stale.light_field.container import LightField
 from diffusers_stale.light_field.interpolation import Interpolator
@@ -39,7 +39,11 @@ def pixels_of(light_field: LightField | torch.Tensor) -> torch.Tensor:
     pixels = light_field.pixels if isinstance(light_field, LightField) else light_field
     if not isinstance(pixels, torch.Tensor):
         raise ValueError(f"Expected a LightField or its pixels, got {type(pixels).__name__}; pass one of them.")
-    check_light_field(pixels[None])
+    if pixels.ndim != len(MOVIE_AXES) or 0 in pixels.shape:
+        raise ValueError(
+            f"Expected pixels of the axes {MOVIE_AXES}, each at least 1 long, got shape {tuple(pixels.shape)}; add "
+            "axes of length 1 (a still is a movie of one view and one frame), or pass movies of a batch one by one."
+        )
     if pixels.shape[0] != 3 or not (pixels.dtype == torch.uint8 or pixels.is_floating_point()):
         raise ValueError(
             f"Expected 3 channels of uint8, or of floating point in [-1, 1], got {pixels.shape[0]} of {pixels.dtype}; "
@@ -100,16 +104,23 @@ def search_reach(light_field: LightField | torch.Tensor, max_disparity: float | 
     """Largest shift between neighbouring views that interpolation has to look for, in pixels.
 
     `max_disparity` if it is given; else what a known disparity says, and a little more; else a twentieth of the width,
-    times baseline and spacing where they are known to be above 1.
+    times baseline and spacing where they are known to be above 1. Never more than the longer side of a picture: what
+    moves farther is in one view only. Raises `ValueError` where `max_disparity` is.
     """
+    most = float(max(light_field.shape[-2:]))
     if max_disparity is not None:
-        return check_number("max_disparity", max_disparity, positive=True)
+        if check_number("max_disparity", max_disparity, positive=True) > most:
+            raise ValueError(
+                f"`max_disparity` must be at most {most:g} pixels, the longer side of a picture, got "
+                f"{max_disparity:g}; what moves farther is in one view only."
+            )
+        return float(max_disparity)
     if not isinstance(light_field, LightField):
         return WIDEST_DISPARITY * light_field.shape[-1]
     grid = light_field.camera_grid
     if light_field.disparity is not None:
-        return float(light_field.disparity.abs().max()) * grid.spacing + MARGIN
-    return WIDEST_DISPARITY * light_field.width * max(1.0, abs(grid.baseline) * grid.spacing)
+        return min(most, float(light_field.disparity.abs().max()) * grid.spacing + MARGIN)
+    return min(most, WIDEST_DISPARITY * light_field.width * max(1.0, abs(grid.baseline) * grid.spacing))
 
 
 def seen_from(views: Interpolator, row: float, col: float, focus: float = 0.0) -> torch.Tensor:
@@ -137,5 +148,5 @@ def disparity_range(light_field: LightField | torch.Tensor, max_disparity: float
     frame, col = middle_index(pixels.shape[3]), middle_index(pixels.shape[2])
     moment = next(moments_of(pixels[:, row : row + 1, max(0, col - 1) : col + 2, frame : frame + 1]))
     found = Interpolator(moment, search_reach(light_field, max_disparity)).disparity(0, 1).flatten().cpu()
-    ends = torch.quantile(found[:: max(1, found.numel() // 1_000_000)], torch.tensor([OUTLIERS, 1.0 - OUTLIERS]))
+    ends = torch.quantile(found[:: max(1, found.numel() // 1_000_000)], found.new_tensor([OUTLIERS, 1.0 - OUTLIERS]))
     return float(ends[0]), float(ends[1])
