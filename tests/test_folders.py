@@ -546,11 +546,11 @@ def test_clips_are_encoded_once_and_again_when_they_change(clips: Path, parents:
     first = trained("image", run, parents, f"data=folder:{folder}")
     files = {path: path.stat().st_mtime_ns for path in (run / "image_run" / "latents").iterdir()}
     assert len(files) == 7
-    again = trained("image", run, parents, f"data=folder:{folder}")
+    again = trained("image", run, parents, f"data=folder:{folder}", resume=True)
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert again["provenance"]["data"] == first["provenance"]["data"]
     write_video(folder / "plain.mp4", movie(9).view(1, 1), 8.0, zoom=1)
-    other = trained("image", run, parents, f"data=folder:{folder}")
+    other = trained("image", run, parents, f"data=folder:{folder}", resume=True)
     assert len(list((run / "image_run" / "latents").iterdir())) == 8
     assert other["provenance"]["data"] != first["provenance"]["data"]
 
