@@ -169,7 +169,8 @@ def run_movie(variant: Variant, name: str, seed: int, budget: int, folder: Path,
     task = MovieTask(config, parent, folder / f"data-{seed}", accelerator.device)
     figures = Trainer(task, config, folder / "runs" / f"movie-{name}-{seed}", accelerator, resume=False).run()
     task.module.eval()
-    held_out = render_pool(task.vae, task.request(config.held_out_seed, HELD_OUT_MOVIES, config.num_frames, 0), 64)
+    size = (config.view_rows, config.view_cols, config.num_frames)
+    held_out = render_pool(task.vae, task.request(config.held_out_seed, HELD_OUT_MOVIES, size, 0), 64)
     found = {key: figures[key] for key in ("steps", "images", "core_seconds")}
     for key, kind in (("held_out_loss", None), ("view_loss", "view"), ("frame_loss", "frame")):
         found[key] = movie_loss(task, held_out, kind)
