@@ -420,8 +420,8 @@ def test_validation_and_samples_do_not_let_memory_grow(movie_folder: Path, tmp_p
     sizes = []
     show = Trainer.show
 
-    def measured(trainer: Trainer, trackers: list) -> None:
-        show(trainer, trackers)
+    def measured(trainer: Trainer, *arguments: object) -> None:
+        show(trainer, *arguments)
         sizes.append(live_bytes())
 
     monkeypatch.setattr(Trainer, "show", measured)
