@@ -33,6 +33,7 @@ import torch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -215,6 +216,10 @@ def draw(points: list[dict[str, Any]], fits: dict[str, Any], path: Path) -> None
             right.semilogx(hours, [point["bars"].get(name, {}).get("value") for point in points], "o-", label=name)
     right.set(xlabel="core-hours", ylabel="share as told", ylim=(0, 1.03))
     right.legend(fontsize="small")
+    for axes in (left, right):  # (of less than a decade, every tenth would be named)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
