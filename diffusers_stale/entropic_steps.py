@@ -194,9 +194,12 @@ def entropic_angles(
 ) -> np.ndarray:
     """`steps` descending angles, from `start` and not below `end`, between which `step_clock` advances alike; from
     `LATE_STARTS` on where that is later."""
-    angles = np.linspace(start, 0.0, CLOCK_ANGLES)
-    begun = entropic_clock(angles, shift) >= LATE_STARTS.get(steps, 0.0) / max(abs(guidance_scale), 1.0)
-    angles = np.linspace(angles[begun.argmax()], 0.0, CLOCK_ANGLES)
+    begin = start
+    if steps in LATE_STARTS:
+        angles = np.linspace(start, 0.0, CLOCK_ANGLES)
+        begun = entropic_clock(angles, shift) >= LATE_STARTS[steps] / max(abs(guidance_scale), 1.0)
+        begin = angles[begun.argmax()]
+    angles = np.linspace(begin, 0.0, CLOCK_ANGLES)
     last_part = LAST_PART if steps > 4 else LAST_PART_OF_FEW
     return equal_steps(steps, angles, step_clock(angles, start, shift, predicts_noise), end, last_part)
 

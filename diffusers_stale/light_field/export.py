@@ -18,7 +18,7 @@ from PIL import Image
 from diffusers_stale.axes import check_count
 from diffusers_stale.light_field.atomic import atomic_path
 from diffusers_stale.light_field.camera_grid import check_finite, check_number
-from diffusers_stale.light_field.video import CODECS, ffmpeg_path, usual_codec, write_pictures
+from diffusers_stale.light_field.video import CODECS, MAX_SIDE, ffmpeg_path, usual_codec, write_pictures
 
 
 __all__ = ["ffmpeg_path", "write_gif", "write_mp4", "write_png", "write_video", "write_webp"]
@@ -28,9 +28,6 @@ PICTURE_SIZE = 768
 
 MOVIE_SIZE = 512
 """The same, as closely as whole factors allow, of a moving picture."""
-
-LARGEST_SIDE = 16384
-"""Longest side, in pixels, that anything is enlarged to."""
 
 Frames = torch.Tensor | Iterable[torch.Tensor]
 """A moving picture `(3, frames, height, width)`, or its pictures `(3, height, width)` one after the other."""
@@ -148,10 +145,10 @@ def _enlarged_pictures(frames: Frames, zoom: int | None, smooth: bool, even: boo
 
 
 def _enlarged(values: torch.Tensor, zoom: int, smooth: bool) -> torch.Tensor:
-    if check_count("zoom", zoom) > 1 and zoom * max(values.shape[1:]) > LARGEST_SIDE:
+    if check_count("zoom", zoom) > 1 and zoom * max(values.shape[1:]) > MAX_SIDE:
         raise ValueError(
-            f"`zoom` must be at most {max(1, LARGEST_SIDE // max(values.shape[1:]))} for a picture of "
-            f"{values.shape[1]}x{values.shape[2]}, whose sides may get {LARGEST_SIDE} pixels long, got {zoom}; make "
+            f"`zoom` must be at most {max(1, MAX_SIDE // max(values.shape[1:]))} for a picture of "
+            f"{values.shape[1]}x{values.shape[2]}, whose sides may get {MAX_SIDE} pixels long, got {zoom}; make "
             "it smaller."
         )
     if smooth and zoom > 1:

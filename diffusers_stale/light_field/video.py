@@ -28,7 +28,7 @@ LARGEST_H264 = 4096
 """Side, in pixels, beyond which the decoders of most devices refuse H.264; HEVC goes to 8192."""
 
 MAX_SIDE = 16384
-"""Largest side of a video that is read, in pixels."""
+"""Largest side of a video that is read, and of what is enlarged, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)

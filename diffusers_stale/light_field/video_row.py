@@ -70,7 +70,6 @@ def write_video_row(
             check_place(path, force)
         plane, row = focus_of(file, focus), middle_index(file.sizes["view_rows"])
         places = quilt_places(count, columns)
-
         frames = file.sizes["frames"]
         size = (3, file.sizes["height"], file.sizes["width"])
         with tempfile.TemporaryFile(dir=folder) as waiting:
