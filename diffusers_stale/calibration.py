@@ -6,7 +6,7 @@ only.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,10 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
+from diffusers_stale.calibration_record import Calibration, Entry, check_provenance
 from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_angles, equal_steps, guidance_stretch, step_clock
 from diffusers_stale.robust_fit import FOLDS, robust_fit
+from diffusers_stale.scheduler_checks import is_whole
 
 
 if TYPE_CHECKING:
@@ -45,38 +47,6 @@ SAMPLE_SCALE = 0.3
 NEIGHBOURS = 6
 """Teacher states between which a state is interpolated."""
 
-GUIDANCE_TOLERANCE = 0.25
-"""A guidance scale differs much if it differs by more than this share of the calibrated one."""
-
-SHIFT_TOLERANCE = 0.25
-"""A flow shift differs much if its log differs by more than this."""
-
-WEIGHTS_TOLERANCE = 0.05
-"""A checkpoint differs much if sampled weights differ by more than this, relative to their root mean square."""
-
-SAMPLED_WEIGHTS = 64
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What was found for one number of steps.
-
-    `timesteps` `(steps,)`; `weights`: of clean predictions at each step, the newest first; `sample_weights`,
-    `(steps,)`: what is added of the sample itself. `error`, `uncalibrated_error`: root mean square distance from the
-    end of the teacher's trajectory, relative to the deviation of ends, on held-out noise.
-    """
-
-    timesteps: list[float]
-    weights: list[list[float]]
-    sample_weights: list[float]
-    error: float
-    uncalibrated_error: float
-
-    @property
-    def stale(self) -> int:
-        """The most clean predictions of earlier steps that a step needs."""
-        return max(len(part) for part in self.weights) - 1
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -93,87 +63,6 @@ class Plan:
         return np.arctan2(self.sigmas[:-1], self.alphas[:-1])
 
 
-class Calibration:
-    """A validated calibration. `entries` by number of steps; `provenance`: what it was made with and for."""
-
-    def __init__(self, data: dict[str, Any], process: Any):
-        """Raises `ValueError` naming the entry that does not fit: of wrong length, not finite, out of range."""
-        if not isinstance(data, dict) or not isinstance(data.get("entries"), dict):
-            raise ValueError(
-                f"`calibration` must be a dict with `entries`, got {data!r:.80}; pass None to do without."
-            )
-        self.provenance: dict[str, Any] = dict(data.get("provenance", {}))
-        entries = (_checked(steps, entry, process) for steps, entry in data["entries"].items())
-        self.entries = {len(entry.timesteps): entry for entry in entries}
-
-    def fits_shift(self, shift: float) -> bool:
-        """Whether flows that are shifted by `shift` are, within tolerance, those that it was made for."""
-        return abs(math.log(shift / self.provenance.get("shift", shift))) <= SHIFT_TOLERANCE
-
-    def suggest_steps(self, max_error: float) -> int:
-        """The smallest calibrated number of steps whose held-out error is at most `max_error`.
-
-        Raises `ValueError` if there is none, naming the best.
-        """
-        fitting = [steps for steps, entry in self.entries.items() if entry.error <= max_error]
-        if not fitting:
-            best = min(self.entries, key=lambda steps: self.entries[steps].error)
-            raise ValueError(
-                f"`max_error` must be at least {self.entries[best].error:.3g}, what {best} steps err, got "
-                f"{max_error}; calibrate for more steps or allow more."
-            )
-        return min(fitting)
-
-    def mismatch(self, guidance_scale: float | None, weights: Sequence[float] | None) -> str | None:
-        """What makes this calibration one of something else, in words, or None. What is not known is not compared."""
-        made_for = self.provenance.get("guidance_scale")
-        if None not in (made_for, guidance_scale) and (
-            abs(guidance_scale - made_for) > GUIDANCE_TOLERANCE * abs(made_for)
-        ):
-            return f"guidance_scale={made_for}, not {guidance_scale}"
-        known = self.provenance.get("weights")
-        if known is not None and weights is not None:
-            if len(known) != len(weights):
-                return "a network of another shape"
-            ours, theirs = np.asarray(known), np.asarray(weights)
-            distance = math.sqrt(np.mean((ours - theirs) ** 2) / max(np.mean(ours**2), 1e-30))
-            if distance > WEIGHTS_TOLERANCE:
-                return f"another checkpoint (sampled weights differ by {distance:.0%})"
-        return None
-
-
-def _checked(steps: str | int, entry: Any, process: Any) -> Entry:
-    try:
-        read = Entry(**entry)
-        count, times = int(steps), np.asarray(read.timesteps, dtype=np.float64)
-        lengths = {len(read.timesteps), len(read.weights), len(read.sample_weights)}
-        numbers = np.concatenate([times, *[np.asarray(part, dtype=np.float64) for part in read.weights]])
-        numbers = np.append(numbers, np.asarray([*read.sample_weights, read.error, read.uncalibrated_error]))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Calibration entry {steps!r} cannot be read ({error}); calibrate again.") from error
-    if lengths != {count} or any(not 1 <= len(part) <= index + 1 for index, part in enumerate(read.weights)):
-        raise ValueError(
-            f"Calibration entry {steps!r} must have {count} timesteps, weights and sample weights, and no more "
-            f"weights than there are predictions, got {sorted(lengths)}; calibrate again."
-        )
-    in_range = times.size and times.min() >= process.lowest and times.max() <= process.highest
-    if not np.isfinite(numbers).all() or not in_range or not (np.diff(times) < 0).all():
-        raise ValueError(
-            f"Calibration entry {steps!r} must hold finite numbers and descending timesteps between "
-            f"{process.lowest:g} and {process.highest:g}, got others; calibrate again."
-        )
-    return read
-
-
-def sample_weights_of(network: torch.nn.Module) -> list[float]:
-    """One value of each of up to 64 parameters: enough to tell checkpoints apart, whatever their dtype."""
-    parameters = [parameter for _, parameter in sorted(network.named_parameters())]
-    picked = [parameters[index] for index in np.linspace(0, len(parameters) - 1, SAMPLED_WEIGHTS).astype(int)]
-    return [
-        float(f"{parameter.detach().flatten()[parameter.numel() // 2].float().item():.5g}") for parameter in picked
-    ]
-
-
 def cost(num_inference_steps: Sequence[int], noises: int, held_out: int, teacher_steps: int) -> int:
     """Evaluations of the network, counted a sample each, that `calibrate` takes."""
     total = sum(num_inference_steps)
@@ -186,7 +75,14 @@ def _calibrate(
     device: str | torch.device, progress_bar: bool, conditions: torch.Tensor | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """What `CalibrationMixin.calibrate` stores: `clock` and `calibration` without provenance. See there."""
+    num_inference_steps = _checked_steps(num_inference_steps, scheduler.config.num_train_timesteps)
     _check_counts(num_inference_steps, noises, held_out, teacher_steps, scheduler.config.num_train_timesteps)
+    sizes = list(shape) if isinstance(shape, Iterable) else []
+    if not sizes or not all(is_whole(size, 1) for size in [*sizes, batch_size]):
+        raise ValueError(
+            f"`shape` and `batch_size` must be numbers of 1 or more, got {shape} and {batch_size}; the shape is that "
+            "of one sample, without batch."
+        )
     if conditions is not None and len(conditions) != noises + held_out:
         raise ValueError(
             f"`conditions` must be {noises + held_out}, one for each noise, got {len(conditions)}; repeat some."
@@ -215,13 +111,21 @@ def _calibrate(
     return teacher.clock(BLENDS[int(np.argmin(scores))]), {"entries": entries}
 
 
-def _check_counts(steps: Sequence[int], noises: int, held_out: int, teacher_steps: int, most: int) -> None:
-    if not steps or any(isinstance(count, bool) or not 1 <= count <= most for count in steps):
-        raise ValueError(f"`num_inference_steps` must be numbers from 1 to {most}, got {list(steps)}; name some.")
-    if noises < FOLDS or held_out < 1:
+def _checked_steps(steps: Sequence[int], most: int) -> list[int]:
+    """`steps` as whole numbers, each once."""
+    counts = list(steps) if isinstance(steps, Iterable) else []
+    if not counts or not all(is_whole(count, 1, most) for count in counts):
+        raise ValueError(
+            f"`num_inference_steps` must be a list of numbers from 1 to {most}, got {counts or steps}; name some."
+        )
+    return list(dict.fromkeys(int(count) for count in counts))
+
+
+def _check_counts(steps: list[int], noises: int, held_out: int, teacher_steps: int, most: int) -> None:
+    if not is_whole(noises, FOLDS) or not is_whole(held_out, 1):
         raise ValueError(f"`noises` must be at least {FOLDS} and `held_out` 1, got {noises}, {held_out}; take more.")
     least = max(2 * NEIGHBOURS, *(2 * count for count in steps))
-    if not least <= teacher_steps <= most:
+    if not is_whole(teacher_steps, least, most):
         raise ValueError(
             f"`teacher_steps` must be between {least}, twice the most steps, and {most}, got {teacher_steps}; a "
             "teacher has to know better."
@@ -243,7 +147,14 @@ class _Batched:
         for first in range(0, len(sample), self.batch_size):
             which = slice(first, first + self.batch_size)
             more = () if told is None else (told[which],)
-            outputs.append(self.model(sample[which], time, *more).float())
+            output = self.model(part := sample[which], time, *more)
+            if not isinstance(output, torch.Tensor) or output.shape != part.shape:
+                got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+                raise ValueError(
+                    f"`model` must return a tensor of the shape of its sample, {tuple(part.shape)}, got {got}; wrap "
+                    "it in a function that does: networks of diffusers return theirs in `.sample`."
+                )
+            outputs.append(output.float())
             self.bar.update(len(outputs[-1]))
         output = torch.cat(outputs)
         if not torch.isfinite(output.sum()):
@@ -382,6 +293,12 @@ class CalibrationMixin:
         weigh = STALE_WEIGHTS[self.config.stale_weights]
         return weigh(guidance_stretch(self.guidance_scale) * alphas, sigmas, max_stale)
 
+    def weights_in_force(self) -> Sequence[Sequence[float]]:
+        """Weights of clean predictions in the run that `set_timesteps` has prepared, the newest first."""
+        if self._entry is not None:
+            return self._entry.weights
+        return self.weights_at(self._alphas, self._sigmas, self.config.max_stale)
+
     def uncalibrated_plan(self, steps: int, max_stale: int | None = None) -> Plan:
         """A run of `steps` steps without what a calibration or a measured clock knows."""
         return self.plan_at(self.uncalibrated_angles(steps), max_stale)
@@ -433,25 +350,28 @@ class CalibrationMixin:
             batch_size: samples that the network takes at a time.
             device: where samples are.
             conditions: `(noises + held_out, ...)`, what the model is told of each noise, as its third argument.
-            provenance: what to remember: `guidance_scale`, for which the teacher's steps are spaced, and `weights`
-                (`calibration.sample_weights_of`) are compared before each run of `StaleDiffusionPipeline`.
+            provenance: what to remember: `guidance_scale`, for which the teacher's steps are spaced, is compared with
+                what `set_timesteps` is told, and `weights` (`calibration_record.sample_weights_of`) before each run of
+                `StaleDiffusionPipeline`.
 
         Returns:
             The calibration, which is in force from now on; `save_pretrained` and `push_to_hub` take it along. It cost
             `calibration.cost` evaluations, about (noises + held_out) * (teacher_steps + 5 * sum of steps).
 
         Raises:
-            ValueError: for counts out of range, and a network that puts out NaN.
+            ValueError: for counts out of range, and a network that puts out NaN or another shape than its sample's.
         """
-        self.guidance_scale = (provenance or {}).get("guidance_scale", self.guidance_scale)
+        check_provenance(provenance or {})
+        told = (provenance or {}).get("guidance_scale")
+        self.guidance_scale = self.config.guidance_scale if told is None else told
         clock, found = _calibrate(
             self, model, shape, num_inference_steps, generator, noises, held_out, teacher_steps, batch_size, device,
             progress_bar, conditions,
         )  # fmt: skip
-        made_with = {"noises": noises, "held_out": held_out, "teacher_steps": teacher_steps, "shape": list(shape)}
-        made_with["shift"] = self.clock_shift
+        made_with = {"noises": noises, "held_out": held_out, "teacher_steps": teacher_steps}
+        made_with |= {"shape": [int(size) for size in shape], "shift": self.clock_shift}
         found["provenance"] = made_with | (provenance or {})
-        self.calibration = Calibration(found, self.process)
+        self.calibration, self._calibration_fits = Calibration(found, self.process), True
         self.register_to_config(clock=clock, calibration=found)
         return self.calibration
 
@@ -464,31 +384,33 @@ class CalibrationMixin:
         self._calibration_fits = mismatch is None
         return self._calibration_fits
 
-    def _entry_for(self, steps: int) -> Entry | None:
-        """What the calibration says of so many steps, if it is in force; warns where a flow is shifted otherwise, and
-        where it needs more stale outputs than may be kept."""
-        if self.calibration is None or not self._calibration_fits:
+    def _misfit(self) -> str | None:
+        """What makes the calibration one of another flow or guidance than those of this run, in words, or None."""
+        if self.calibration is None:
             return None
         if self.calibration.fits_shift(self.clock_shift):
-            entry, most = self.calibration.entries.get(steps), self.config.max_stale
-            if entry is None or most is None or entry.stale <= most:
-                return entry
-            logger.warning(
-                f"The calibration of {steps} steps needs {entry.stale} stale outputs, and `max_stale` is {most}: it "
-                "is left aside. Calibrate again to use one."
-            )
+            return self.calibration.mismatch(self._told_guidance, None)
+        return f"flows shifted by {self.calibration.provenance['shift']:.3g}, not {self.clock_shift:.3g}"
+
+    def _entry_for(self, steps: int) -> Entry | None:
+        """What the calibration says of so many steps, if it is in force; warns where this run is of another flow or
+        guidance, and where it needs more stale outputs than may be kept."""
+        if self.calibration is None or not self._calibration_fits:
             return None
-        logger.warning(
-            f"The calibration was made for flows shifted by {self.calibration.provenance['shift']:.3g}, not "
-            f"{self.clock_shift:.3g}: it is left aside. Calibrate again to use one."
-        )
+        entry, most, misfit = self.calibration.entries.get(steps), self.config.max_stale, self._misfit()
+        if misfit is not None:
+            reason = f"was made for {misfit}"
+        elif entry is not None and most is not None and entry.stale > most:
+            reason = f"of {steps} steps needs {entry.stale} stale outputs, and `max_stale` is {most}"
+        else:
+            return entry
+        logger.warning(f"The calibration {reason}: it is left aside. Calibrate again to use one.")
         return None
 
     @property
     def clock_in_force(self) -> dict[str, list[float]] | None:
         """The measured clock, or None for the prior's: where there is none, and where the calibration does not fit."""
-        fits = self.calibration is None or self.calibration.fits_shift(self.clock_shift)
-        return self.config.clock if fits and self._calibration_fits else None
+        return self.config.clock if self._calibration_fits and self._misfit() is None else None
 
     def suggest_steps(self, max_error: float = 0.02) -> int:
         """The smallest calibrated number of steps whose held-out error, relative to the data's deviation, is at most

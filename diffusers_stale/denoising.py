@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffusers_stale.axes import check_count
-from diffusers_stale.calibration import sample_weights_of
+from diffusers_stale.calibration_record import sample_weights_of
 from diffusers_stale.pipeline_checks import check_finite, check_number
 from diffusers_stale.pipeline_output import Generators
 from diffusers_stale.scheduling_stale import StaleScheduler

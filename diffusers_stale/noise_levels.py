@@ -10,10 +10,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 
 MAX_BETA = 0.999
 """Of `squaredcos_cap_v2`, as in Nichol and Dhariwal 2021, arXiv 2102.09672."""
+
+MOST_SHIFT = 1e6
+"""Flows that are shifted by more have all their timesteps at pure noise, as far as numbers go."""
+
+SVD_SIGMAS = (0.002, 700.0)
+"""Ends of a `continuous` process where the configuration does not say: those of Stable Video Diffusion."""
+
+BETA_SCHEDULERS = [each.name for each in KarrasDiffusionSchedulers if not each.name.startswith("EDM")]
+"""Schedulers of diffusers whose process is one by betas."""
 
 FOREIGN_DEFAULTS = {
     "beta_start": 0.0001,
@@ -87,7 +97,8 @@ class ContinuousProcess:
         return np.cos(angles), np.sin(angles)
 
     def timesteps(self, angles: np.ndarray) -> np.ndarray:
-        return 0.25 * np.log(np.tan(angles))
+        with np.errstate(divide="ignore"):
+            return 0.25 * np.log(np.tan(angles))
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,15 @@ class FlowProcess:
         return np.sin(angles) / (np.sin(angles) + np.cos(angles)) * self.count
 
 
+def continuous_process(sigma_min: float | None, sigma_max: float | None) -> ContinuousProcess:
+    """Between these noise-to-signal ratios, or those of `SVD_SIGMAS` in place of None."""
+    lowest = SVD_SIGMAS[0] if sigma_min is None else sigma_min
+    highest = SVD_SIGMAS[1] if sigma_max is None else sigma_max
+    if not lowest < highest:
+        raise ValueError(f"`sigma_min` must be less than `sigma_max`, got {lowest} and {highest}; exchange them.")
+    return ContinuousProcess(lowest, highest)
+
+
 def shift_times(times: np.ndarray, shift: float) -> np.ndarray:
     """Flow times, 0 to 1, whose noise-to-signal ratios are multiplied by `shift` (arXiv 2403.03206, equation 23)."""
     return shift * times / (1.0 + (shift - 1.0) * times)
@@ -126,7 +146,14 @@ def stretch_to(times: np.ndarray, last: float | None) -> np.ndarray:
 
 def dynamic_shift(mu: float, kind: str) -> float:
     """The factor that `mu` of diffusers' flow pipelines means, by their `time_shift_type`."""
-    return float(np.exp(mu)) if kind == "exponential" else float(mu)
+    with np.errstate(over="ignore"):
+        shift = float(np.exp(mu)) if kind == "exponential" else float(mu)
+    if not 0.0 < shift < MOST_SHIFT:
+        raise ValueError(
+            f"`mu` must mean a shift above 0 and below {MOST_SHIFT:g}, got {mu} ({kind}), which means {shift:g}; flow "
+            "pipelines compute it."
+        )
+    return shift
 
 
 def cumulative_alphas(betas: np.ndarray, zero_terminal: bool) -> np.ndarray:
@@ -137,23 +164,6 @@ def cumulative_alphas(betas: np.ndarray, zero_terminal: bool) -> np.ndarray:
         return signal
     root = np.sqrt(signal)
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-
-
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Raises `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}; choose one of them."
-        )
-
-
-def check_betas(betas: np.ndarray, count: int) -> None:
-    """Raises `ValueError` unless `betas` are `count` numbers above 0 and at most 1."""
-    if betas.shape != (count,) or not ((betas > 0) & (betas <= 1)).all():
-        raise ValueError(
-            f"Betas must be {count} numbers above 0 and at most 1, got {betas.size} between {betas.min()} and "
-            f"{betas.max()}; mend `trained_betas`, `beta_start` or `beta_end`."
-        )
 
 
 def clean_of(
@@ -181,16 +191,19 @@ def translated(config: dict[str, Any]) -> dict[str, Any]:
     """A `config` of another scheduler with all that it leaves unsaid, or says by other names.
 
     Its spacing of steps is left out: steps are ours to space. Raises `ValueError` for what would change its meaning:
-    inverted sigmas (Mochi), and EDM's preconditioning.
+    inverted sigmas (Mochi), a shifted signal (CogVideoX), and processes neither by betas nor of flow matching (EDM's).
     """
     name = str(config.get("_class_name", ""))
-    if config.get("invert_sigmas") or name.startswith("EDM"):
+    is_flow = name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction" or "shift" in config
+    is_known = is_flow or "beta_schedule" in config or name in BETA_SCHEDULERS
+    if not is_known or config.get("invert_sigmas") or config.get("snr_shift_scale", 1.0) != 1.0:
         raise ValueError(
-            "A configuration must speak of noise levels as Stable Diffusion or flow matching do, got inverted "
-            f"sigmas or EDM's preconditioning ({name or 'no class named'}); keep the pipeline's own scheduler."
+            "A configuration must speak of noise levels as Stable Diffusion or flow matching do, got inverted sigmas, "
+            f"EDM's preconditioning, a shifted signal or nothing of the kind ({name or 'no class named'}); keep the "
+            "pipeline's own scheduler."
         )
     ours = FOREIGN_DEFAULTS | {key: value for key, value in config.items() if key != "_use_default_values"}
-    if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction" or "shift" in config:
+    if is_flow:
         shift = config.get("shift", config.get("flow_shift", 1.0))
         ours |= {"prediction_type": "flow_prediction", "flow_shift": shift, "use_flow_sigmas": True}
     # (of these the default is to clip; elsewhere there is no such option)

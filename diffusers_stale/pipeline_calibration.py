@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusers_stale.calibration import Calibration, cost, sample_weights_of
+from diffusers_stale.calibration import cost
+from diffusers_stale.calibration_record import Calibration, sample_weights_of
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
 from diffusers_stale.scheduling_stale import StaleScheduler
 

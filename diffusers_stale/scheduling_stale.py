@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
-from diffusers_stale.calibration import Calibration, CalibrationMixin, Entry
+from diffusers_stale.calibration import CalibrationMixin
+from diffusers_stale.calibration_record import Calibration, Entry
 from diffusers_stale.entropic_steps import (
     STALE_WEIGHTS,
     check_clock,
@@ -37,14 +37,13 @@ from diffusers_stale.entropic_steps import (
     newest_only,
 )
 from diffusers_stale.noise_levels import (
+    BETA_SCHEDULERS,
     BETA_SCHEDULES,
-    ContinuousProcess,
     DiscreteProcess,
     FlowProcess,
     Process,
-    check_betas,
-    check_choice,
     clean_of,
+    continuous_process,
     cumulative_alphas,
     dynamic_shift,
     dynamic_threshold,
@@ -52,6 +51,7 @@ from diffusers_stale.noise_levels import (
     stretch_to,
     translated,
 )
+from diffusers_stale.scheduler_checks import check_betas, check_choice, check_options, check_output, is_whole
 from diffusers_stale.training_noise import TrainingNoiseMixin
 
 
@@ -65,9 +65,6 @@ TIMESTEP_TYPES = ("discrete", "continuous")
 
 SIGMA_TOLERANCE = 1e-2
 """By so much, relatively, may custom noise-to-signal ratios exceed the process: published ones are rounded."""
-
-SVD_SIGMAS = (0.002, 700.0)
-"""Ends of a `continuous` process where the configuration does not say: those of Stable Video Diffusion."""
 
 
 class NonFiniteOutputError(FloatingPointError, ValueError):
@@ -125,10 +122,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         ValueError: for an option that is not among those named here, and a calibration entry that does not fit.
     """
 
-    _compatibles = [
-        *(scheduler.name for scheduler in KarrasDiffusionSchedulers if not scheduler.name.startswith("EDM")),
-        "FlowMatchEulerDiscreteScheduler",
-    ]
+    _compatibles = [*BETA_SCHEDULERS, "FlowMatchEulerDiscreteScheduler"]
     order = 1
 
     @register_to_config
@@ -171,10 +165,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         check_choice("timestep_type", timestep_type, TIMESTEP_TYPES)
         check_choice("time_shift_type", time_shift_type, SHIFT_KINDS)
         check_choice("stale_weights", stale_weights, tuple(STALE_WEIGHTS))
-        if max_stale is not None and max_stale < 0:
-            raise ValueError(f"`max_stale` must be 0 or more, got {max_stale}; None chooses by the number of steps.")
-        if not flow_shift > 0:
-            raise ValueError(f"`flow_shift` must be greater than 0, got {flow_shift}; 1 shifts nothing.")
+        check_options(self.config)
         if trained_betas is None:
             check_choice("beta_schedule", beta_schedule, tuple(BETA_SCHEDULES))
             betas = BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps)
@@ -190,12 +181,14 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         if self.is_flow:
             self.process = FlowProcess(num_train_timesteps)
         elif timestep_type == "continuous":
-            self.process = ContinuousProcess(sigma_min or SVD_SIGMAS[0], sigma_max or SVD_SIGMAS[1])
+            self.process = continuous_process(sigma_min, sigma_max)
+        # Not for other schedulers, which know no entropic steps; all else keeps its meaning when they take over.
+        self.register_to_config(_use_default_values=["timestep_spacing"] * (timestep_spacing == "entropic"))
         check_clock(clock)
         self.calibration = None if calibration is None else Calibration(calibration, self.process)
         self._calibration_fits = True
         self.clock_shift = flow_shift if self.is_flow else 1.0
-        self.guidance_scale = guidance_scale
+        self.guidance_scale, self._told_guidance = guidance_scale, None
         self.init_noise_sigma = 1.0
         self._told_of_terminal_epsilon = False
         self._begin_index: int | None = None
@@ -310,9 +303,11 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
             raise ValueError(
                 "Give one of `num_inference_steps`, `timesteps` and `sigmas`, got several or none; leave out others."
             )
+        self.num_inference_steps = self._entry = None  # (what fails from here on leaves nothing to run)
         self._set_shift(mu)
+        self._told_guidance = guidance_scale
         self.guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        self._entry = None
+        check_options({"guidance_scale": self.guidance_scale})
         if num_inference_steps is not None:
             spaced = self._counted_timesteps(num_inference_steps)
         else:
@@ -341,7 +336,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
 
     def _counted_timesteps(self, steps: int) -> np.ndarray:
         most = self.config.num_train_timesteps
-        if isinstance(steps, bool) or not 1 <= steps <= most or steps != int(steps):
+        if not is_whole(steps, 1, most):
             raise ValueError(
                 f"`num_inference_steps` must be a whole number between 1 and {most}, got {steps}; choose one."
             )
@@ -416,8 +411,8 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
             return_dict: whether to return a `StaleSchedulerOutput` instead of a tuple of its fields.
 
         Raises:
-            ValueError: before `set_timesteps`, beyond the last step, for a timestep that is not in `timesteps`, and
-                for an `eta` that is not in [0, 1].
+            ValueError: before `set_timesteps`, beyond the last step, for a first timestep that is not in `timesteps`,
+                for shapes that differ, and for an `eta` that is not in [0, 1].
             NonFiniteOutputError: a `ValueError` and a `FloatingPointError`, for NaN or infinity, naming the step.
         """
         if self.num_inference_steps is None:
@@ -429,28 +424,29 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         index = self._step_index
         if index >= len(self.timesteps):
             raise ValueError(f"All {len(self.timesteps)} steps have been taken; call `set_timesteps` before another.")
-        current = sample.float()
-        clean = self.clean_prediction(model_output.float(), current, self._alphas[index], self._sigmas[index])
-        following = self._advance(clean, current, index, eta, generator)
-        if not torch.isfinite(following.sum()):
+        check_output(model_output, sample)
+        output, current = model_output.float(), sample.float()
+        clean = self.clean_prediction(output, current, self._alphas[index], self._sigmas[index])
+        # (a copy: neither the network nor whoever looks at `pred_original_sample` is to change what is stale)
+        stale = [clean.clone(), *self._clean][: self._kept]
+        following = self._advance(stale, current, index, eta, generator)
+        if not torch.isfinite(output.sum() + following.sum()):
             raise NonFiniteOutputError(
                 f"Output and sample must be finite, got NaN or infinity after step {index + 1} of "
                 f"{len(self.timesteps)} (timestep {float(timestep):g}); use float32 or bfloat16, or lower guidance."
             )
         self._step_index = index + 1
-        if self._step_index == len(self.timesteps):
-            self._clean = []  # (nothing will ask for them: their memory is the decoder's now)
+        self._clean = stale if self._step_index < len(self.timesteps) else []  # (the decoder needs the memory)
         following, clean = following.to(model_output.dtype), clean.to(model_output.dtype)
         return StaleSchedulerOutput(following, clean) if return_dict else (following, clean)
 
     def _advance(
-        self, clean: torch.Tensor, current: torch.Tensor, index: int, eta: float,
+        self, predictions: list[torch.Tensor], current: torch.Tensor, index: int, eta: float,
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> torch.Tensor:  # fmt: skip
         """The sample at the next noise level (arXiv 2211.01095, equation 9, with exp(-h) written out as a ratio of
-        noise levels: finite where h is not); exact for a clean prediction that stays as it is."""
+        noise levels: finite where h is not); exact where `predictions`, clean ones, the newest first, are the same."""
         number = index - self._first_index
-        self._clean = [clean, *self._clean][: self._kept]
         weights, sample_weight = self._weights[number], self._sample_weights[number]
         alpha, sigma, following_sigma = self._alphas[index], self._sigmas[index], self._sigmas[index + 1]
         added = 0.0
@@ -462,7 +458,7 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         shrink = np.sqrt(following_sigma**2 - added**2) / sigma
         gain = self._alphas[index + 1] - alpha * shrink
         following = current * float(shrink + sample_weight)
-        for weight, stale in zip(weights, self._clean, strict=False):
+        for weight, stale in zip(weights, predictions, strict=False):
             following.add_(stale, alpha=float(gain * weight))
         if added > 0.0:
             noise = randn_tensor(current.shape, generator=generator, device=current.device, dtype=current.dtype)
@@ -471,6 +467,10 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
 
     def _begin(self, index: int) -> None:
         """Makes `index` the first step of a run. Nothing is stale yet, so weights are those of a run from there."""
+        if not is_whole(index, 0, len(self.timesteps) - 1):
+            raise ValueError(
+                f"`begin_index` must be between 0 and {len(self.timesteps) - 1}, got {index}; set another."
+            )
         alphas, sigmas = self._alphas[index:], self._sigmas[index:]
         self._weights = self.weights_at(alphas, sigmas, self.config.max_stale)
         self._sample_weights: Sequence[float] = [0.0] * (len(alphas) - 1)

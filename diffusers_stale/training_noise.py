@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from diffusers_stale.entropic_steps import entropic_clock
-from diffusers_stale.noise_levels import DiscreteProcess, FlowProcess, check_choice, shift_times
+from diffusers_stale.noise_levels import DiscreteProcess, FlowProcess, shift_times
+from diffusers_stale.scheduler_checks import check_choice
 
 
 MIN_SNR_GAMMA = 5.0
@@ -74,7 +75,7 @@ class TrainingNoiseMixin:
         total = self.config.num_train_timesteps
         if density == "entropic":
             angles = np.linspace(self.process.start, self.process.end, CLOCK_READINGS)
-            clock = entropic_clock(angles, self.clock_shift)
+            clock = entropic_clock(angles, self._training_shift)
             found = np.interp(clock[0] + times.numpy() * (clock[-1] - clock[0]), clock, angles)
             timesteps = torch.from_numpy(self.process.timesteps(found))
             if not isinstance(self.process, DiscreteProcess):
@@ -152,14 +153,20 @@ class TrainingNoiseMixin:
     def _entropic_rates(self, timesteps: torch.Tensor) -> torch.Tensor:
         """How fast the entropic clock runs at `timesteps`, relative to its mean."""
         lowest, highest = self.process.lowest, self.process.highest
-        numbers = timesteps.detach().double().cpu().numpy()
+        numbers = timesteps.detach().double().cpu().numpy().reshape(-1)
         half = 0.5 * (highest - lowest) / self.config.num_train_timesteps
         before, after = np.clip(numbers - half, lowest, highest), np.clip(numbers + half, lowest, highest)
         alphas, sigmas = self.process.levels(np.concatenate([before, after, [lowest, highest]]))
-        read = entropic_clock(np.arctan2(sigmas, alphas), self.clock_shift)
+        read = entropic_clock(np.arctan2(sigmas, alphas), self._training_shift)
         elapsed = read[: len(numbers)] - read[len(numbers) : -2]
         mean = (read[-2] - read[-1]) / (highest - lowest)
-        return torch.as_tensor(elapsed / (after - before) / mean, dtype=torch.float32, device=timesteps.device)
+        rates = torch.as_tensor(elapsed / (after - before) / mean, dtype=torch.float32, device=timesteps.device)
+        return rates.reshape(timesteps.shape)
+
+    @property
+    def _training_shift(self) -> float:
+        """That of the configuration: a dynamic shift is a run's, not training's."""
+        return self.config.flow_shift if isinstance(self.process, FlowProcess) else 1.0
 
     def _is_epsilon(self) -> bool:
         return self.config.prediction_type == "epsilon"

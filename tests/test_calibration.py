@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_stale.calibration import Calibration, cost, sample_weights_of
+from diffusers_stale.calibration import cost
+from diffusers_stale.calibration_record import Calibration, sample_weights_of
 from diffusers_stale.cli.inspection import calibration_prompts
 from diffusers_stale.cli.options import parse_counts
 from diffusers_stale.entropic_steps import entropic_clock, measured_clock
@@ -201,6 +202,41 @@ def test_it_is_left_aside_where_a_flow_is_shifted_otherwise(caplog):
     assert scheduler.timesteps.tolist() == plain.timesteps.tolist()
 
 
+def test_it_is_left_aside_where_a_run_says_that_its_guidance_is_another(caplog):
+    """Without a pipeline that asks before: what `set_timesteps` is told counts, what it is not told does not."""
+    scheduler, _ = calibrated()
+    found = copy.deepcopy(scheduler.config.calibration)
+    found["provenance"]["guidance_scale"] = 3.0
+    scheduler, plain = (StaleScheduler(calibration=each, clock=scheduler.config.clock) for each in (found, None))
+    plain = StaleScheduler()
+    for guidance, fits in ((None, True), (3.2, True), (9.0, False), (1.0, False), (3.0, True)):
+        scheduler.set_timesteps(5, guidance_scale=guidance)
+        assert (scheduler._entry is not None) == fits
+        if not fits:
+            plain.set_timesteps(5, guidance_scale=guidance)
+            assert torch.equal(scheduler.timesteps, plain.timesteps)
+
+
+def test_a_new_calibration_is_in_force_whatever_was_said_of_the_old_one():
+    scheduler, network = calibrated()
+    shape, draw = (network.problem.dimensions,), torch.Generator().manual_seed(0)
+    scheduler.calibration.provenance["guidance_scale"] = 3.0
+    assert not scheduler.check_calibration(9.0)
+    scheduler.calibrate(network, shape, STEPS, draw, **QUICK, provenance={"guidance_scale": 9.0})
+    scheduler.set_timesteps(5)
+    assert scheduler._entry is not None
+
+
+def test_guidance_of_an_earlier_run_is_not_that_of_a_calibration():
+    times = []
+    for before in (None, 9.0):
+        scheduler = StaleScheduler()
+        scheduler.set_timesteps(5, guidance_scale=before)
+        scheduler.calibrate(lambda x, t: torch.tanh(x), (3,), (5,), torch.Generator().manual_seed(0), **QUICK)
+        times.append(scheduler.calibration.entries[5].timesteps)
+    assert times[0] == times[1]
+
+
 def test_the_smallest_number_of_steps_that_will_do():
     scheduler, _ = calibrated()
     errors = {steps: entry.error for steps, entry in scheduler.calibration.entries.items()}
@@ -222,6 +258,10 @@ def test_the_smallest_number_of_steps_that_will_do():
         lambda entry: entry["weights"][0].append(1.0),
         lambda entry: entry.pop("sample_weights"),
         lambda entry: entry.__setitem__("weights", "many"),
+        lambda entry: entry.__setitem__("error", None),
+        lambda entry: entry.__setitem__("error", "0.1"),
+        lambda entry: entry.__setitem__("timesteps", [str(time) for time in entry["timesteps"]]),
+        lambda entry: entry["sample_weights"].__setitem__(0, "0"),
     ],
 )
 def test_entries_that_do_not_fit_are_refused_by_name(harm):
@@ -247,12 +287,56 @@ def test_bad_input_says_what_was_expected():
     for name in ("many", "5.5", None):
         with pytest.raises(ValueError, match=f"entry {name!r}"):
             Calibration({"entries": {name: {}}}, scheduler.process)
-    with pytest.raises(ValueError, match="`entries`"):
-        Calibration({"steps": 3}, scheduler.process)
+    for data in ({"steps": 3}, {"entries": {}}, [1]):
+        with pytest.raises(ValueError, match="`entries`"):
+            Calibration(data, scheduler.process)
+    flow = StaleScheduler(prediction_type="flow_prediction")
+    entry = {"timesteps": [1000.0, 0.0], "weights": [[1.0], [1.0]], "sample_weights": [0.0, 0.0]}
+    with pytest.raises(ValueError, match="entry '2' must hold .* above no noise"):
+        Calibration({"entries": {"2": entry | {"error": 0.1, "uncalibrated_error": 0.1}}}, flow.process)
     for clock in ({"angles": [1.0, 2.0], "times": [0.0, 1.0]}, {"angles": [1.0]}, {"angles": [], "times": []}):
         with pytest.raises(ValueError, match="`clock` must have"):
             StaleScheduler(clock=clock)
     assert parse_counts("--steps", "8, 5,5") == (5, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_inference_steps": 5}, "must be a list of numbers from 1 to 1000, got 5"),
+        ({"num_inference_steps": (5.5,)}, "must be a list of numbers"),
+        ({"num_inference_steps": ("5",)}, "must be a list of numbers"),
+        ({"shape": 3}, "`shape` and `batch_size`"),
+        ({"shape": ()}, "`shape` and `batch_size`"),
+        ({"batch_size": 0}, "`shape` and `batch_size`"),
+        ({"noises": 4.5}, "`noises` must be"),
+        ({"teacher_steps": 48.5}, "`teacher_steps` must be"),
+        ({"provenance": {"guidance_scale": "strong"}}, "`provenance` must be"),
+        ({"provenance": {"guidance_scale": torch.tensor(3.0)}}, "`provenance` must be"),
+        ({"provenance": {"shift": 0.0}}, "`provenance` must be"),
+        ({"model": lambda sample, timestep: (sample,)}, r"`model` must return a tensor .* got tuple"),
+        ({"model": lambda sample, timestep: sample[:1]}, r"`model` must return a tensor of the shape .*\(1, 3\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_before_they_cost_anything(changes, message):
+    usual = {"model": lambda sample, timestep: sample, "shape": (3,), "num_inference_steps": STEPS} | QUICK
+    with pytest.raises(ValueError, match=message):
+        StaleScheduler().calibrate(**(usual | changes))
+
+
+def test_numbers_of_numpy_can_be_saved(tmp_path):
+    scheduler = StaleScheduler()
+    shape, steps = np.array([3, 2]), np.array([3, 4, 3])
+    scheduler.calibrate(lambda x, t: torch.tanh(x), shape, steps, torch.Generator().manual_seed(0), **QUICK)
+    scheduler.save_pretrained(tmp_path)
+    assert list(StaleScheduler.from_pretrained(tmp_path).calibration.entries) == [3, 4]
+
+
+@pytest.mark.parametrize("provenance", [None, [1], {"shift": 0}, {"shift": "wide"}, {"weights": [None]}])
+def test_a_provenance_that_cannot_be_compared_is_refused(provenance):
+    scheduler, _ = calibrated()
+    with pytest.raises(ValueError, match="`provenance` must be"):
+        StaleScheduler(calibration=scheduler.config.calibration | {"provenance": provenance})
 
 
 def test_a_clock_measured_on_gaussian_data_is_the_one_that_theory_says():
@@ -309,3 +393,22 @@ def test_the_plot_shows_what_the_scheduler_does(tmp_path):
         plot_scheduler(loaded, tmp_path / "one.jpeg", 5)
     with pytest.raises(ValueError, match="scheduler_config"):
         load_scheduler(tmp_path / "nowhere")
+    for text in ("[1]", "{"):
+        (tmp_path / "list.json").write_text(text)
+        with pytest.raises(ValueError, match="JSON"):
+            load_scheduler(tmp_path / "list.json")
+
+
+def test_the_plot_of_a_flow_that_is_shifted_by_the_size_of_pictures_is_that_of_the_largest(tmp_path):
+    flux = StaleScheduler(prediction_type="flow_prediction", use_dynamic_shifting=True)
+    shifted = StaleScheduler(prediction_type="flow_prediction", flow_shift=math.exp(flux.config.max_shift))
+    got, expected = (noise_levels_of(each, 5)["StaleScheduler"] for each in (flux, shifted))
+    assert got == pytest.approx(expected, rel=1e-6)
+    plot_scheduler(flux, tmp_path / "flux.png", 5)
+
+
+def test_the_plot_shows_no_weights_of_a_calibration_that_is_left_aside():
+    scheduler, _ = calibrated()
+    bounded = StaleScheduler(calibration=scheduler.config.calibration, max_stale=1)
+    assert weights_of(scheduler, 8).shape[1] > 2
+    assert weights_of(bounded, 8).shape[1] == 2

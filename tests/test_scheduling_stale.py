@@ -1,6 +1,8 @@
 """Truths of `StaleScheduler`: perfect denoisers, stock schedulers it must equal, and what training asks of it."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from diffusers_stale.scheduling_stale import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
     TIMESTEP_SPACINGS,
+    NonFiniteOutputError,
     StaleScheduler,
 )
 
@@ -511,6 +514,104 @@ def test_not_a_number_says_at_which_step():
     assert isinstance(caught.value, FloatingPointError)
 
 
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [
+        ({"prediction_type": "epsilon"}, math.nan),  # (at zero terminal signal it says nothing)
+        ({"clip_sample": True}, math.inf),
+        ({"thresholding": True}, -math.inf),
+    ],
+)
+def test_no_number_is_lost_in_what_does_not_count(options, output):
+    scheduler = StaleScheduler(**options)
+    scheduler.set_timesteps(6)
+    sample = torch.zeros(1, 4)
+    with pytest.raises(NonFiniteOutputError, match="after step 1 of 6"):
+        scheduler.step(sample + output, scheduler.timesteps[0], sample)
+
+
+def test_a_step_that_failed_leaves_no_trace():
+    """Neither of its clean prediction, nor of the noise that was missing."""
+    scheduler, ends = StaleScheduler(), []
+    start = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    for fails in (False, True):
+        scheduler.set_timesteps(6)
+        sample = start
+        for timestep in scheduler.timesteps:
+            if fails:
+                with pytest.raises(NonFiniteOutputError):
+                    scheduler.step(sample * math.nan, timestep, sample)
+                with pytest.raises(AttributeError):
+                    scheduler.step(sample, timestep, sample, eta=0.5, generator=["none", "none"])
+            sample = scheduler.step(torch.sin(sample), timestep, sample).prev_sample
+            if timestep == scheduler.timesteps[-2]:
+                break  # (the last step has no noise to miss)
+        ends.append(sample)
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_whoever_changes_outputs_afterwards_does_not_change_the_run(prediction_type):
+    """Previews are made of `pred_original_sample` in place, and compiled networks write to the same memory again."""
+    scheduler, ends = StaleScheduler(prediction_type=prediction_type), []
+    for changes in (False, True):
+        scheduler.set_timesteps(6)
+        sample = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+        for timestep in scheduler.timesteps:
+            output = torch.sin(3.0 * sample)
+            result = scheduler.step(output, timestep, sample)
+            sample = result.prev_sample.clone()
+            if changes:
+                for part in (output, result.pred_original_sample, result.prev_sample):
+                    part.zero_()
+        ends.append(sample)
+    assert torch.equal(*ends)
+
+
+def test_a_run_that_could_not_be_set_up_leaves_nothing_to_run():
+    """Not the noise levels of the last one with guidance of this one."""
+    scheduler, sample = StaleScheduler(), torch.zeros(1, 4)
+    for options in ({"num_inference_steps": 0, "guidance_scale": 9.0}, {"sigmas": [1.0, 2.0]}):
+        scheduler.set_timesteps(5)
+        with pytest.raises(ValueError, match="must"):
+            scheduler.set_timesteps(**options)
+        with pytest.raises(ValueError, match="`set_timesteps` must be called"):
+            scheduler.step(sample, scheduler.timesteps[0], sample)
+
+
+def test_a_copied_run_goes_on_alike():
+    scheduler, ends = StaleScheduler(), []
+    scheduler.set_timesteps(6)
+    sample = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    for timestep in scheduler.timesteps[:3]:
+        sample = scheduler.step(torch.sin(sample), timestep, sample).prev_sample
+    for each in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler)), scheduler):
+        end = sample
+        for timestep in scheduler.timesteps[3:]:
+            end = each.step(torch.sin(end), timestep, end).prev_sample
+        ends.append(end)
+    assert torch.equal(ends[0], ends[2])
+    assert torch.equal(ends[1], ends[2])
+
+
+def test_a_dynamic_shift_is_no_matter_of_training():
+    scheduler = StaleScheduler(prediction_type="flow_prediction", use_dynamic_shifting=True)
+    drawn, times = [], torch.tensor([100.0, 900.0])
+    for mu in (0.3, 1.5):
+        scheduler.set_timesteps(4, mu=mu)
+        timesteps = scheduler.sample_training_timesteps(8, torch.Generator().manual_seed(0), "entropic")
+        drawn.append(torch.cat([timesteps, scheduler.loss_weights(times, "entropic")]))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "min_snr", "entropic"])
+def test_loss_weights_have_the_shape_of_their_timesteps(weighting):
+    scheduler, times = StaleScheduler(), torch.tensor([[3, 100], [500, 900]])
+    weights = scheduler.loss_weights(times, weighting)
+    assert torch.equal(weights, scheduler.loss_weights(times.flatten(), weighting).reshape(2, 2))
+    assert torch.equal(scheduler.loss_weights(times[0, 1], weighting), weights[0, 1])
+
+
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "flow_prediction"])
 def test_entropic_timesteps_and_entropic_weights_count_alike(prediction_type):
     """The mean of anything over entropic timesteps is its weighted mean over uniform ones."""
@@ -522,11 +623,6 @@ def test_entropic_timesteps_and_entropic_weights_count_alike(prediction_type):
     for power in (1, 2):
         weighted = float((weights * (uniform / 1000) ** power).mean())
         assert float((entropic / 1000).pow(power).mean()) == pytest.approx(weighted, rel=0.03)
-
-
-def test_what_would_lose_its_meaning_is_not_taken_over():
-    with pytest.raises(ValueError, match="inverted sigmas"):
-        StaleScheduler.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True})
 
 
 def test_bounded_memory():
@@ -544,7 +640,7 @@ def test_bad_input_says_what_was_expected():
     sample = torch.zeros(1, 4)
     with pytest.raises(ValueError, match="set_timesteps"):
         scheduler.step(sample, 1, sample)
-    for steps in (0, -1, 1001, True, 5.5, math.nan):
+    for steps in (0, -1, 1001, True, 5.5, math.nan, "5", [5]):
         with pytest.raises(ValueError, match="between 1 and 1000"):
             scheduler.set_timesteps(steps)
     with pytest.raises(ValueError, match="descend"):
@@ -573,6 +669,28 @@ def test_bad_input_says_what_was_expected():
     for option in ({"trained_betas": [0.1]}, {"beta_end": 1.5}, {"flow_shift": 0.0}):
         with pytest.raises(ValueError, match=r"trained_betas|flow_shift"):
             StaleScheduler(**option)
+
+
+def test_runs_that_cannot_be_say_what_was_expected():
+    scheduler, sample = StaleScheduler(), torch.zeros(1, 4)
+    for guidance in (math.nan, math.inf, "7"):
+        with pytest.raises(ValueError, match="`guidance_scale` must be a finite number"):
+            scheduler.set_timesteps(5, guidance_scale=guidance)
+    dynamic = StaleScheduler(prediction_type="flow_prediction", use_dynamic_shifting=True)
+    for mu in (math.nan, 1000.0):
+        with pytest.raises(ValueError, match="`mu` must mean a shift"):
+            dynamic.set_timesteps(5, mu=mu)
+    scheduler.set_timesteps(2)
+    for shapes in ((2, 4), (1, 8)):
+        with pytest.raises(ValueError, match=r"`model_output` must have the shape of `sample`, \(1, 4\)"):
+            scheduler.step(torch.zeros(shapes), scheduler.timesteps[0], sample)
+    with pytest.raises(ValueError, match="must have the shape"):
+        scheduler.step(sample, scheduler.timesteps[0], torch.zeros(2, 4))
+    scheduler.set_timesteps(2)
+    for begin in (-1, 2, 99, 0.5):
+        scheduler.set_begin_index(begin)
+        with pytest.raises(ValueError, match="`begin_index` must be between 0 and 1"):
+            scheduler.step(sample, scheduler.timesteps[0], sample)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -34,12 +34,19 @@ def load_scheduler(path: Path) -> StaleScheduler:
         config = json.loads(found.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{found} must be JSON, and is not ({error}); name another.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{found} must hold a JSON object, got {type(config).__name__}; name another.")
     return StaleScheduler.from_config(config)
+
+
+def set_steps(scheduler: StaleScheduler, steps: int) -> None:
+    """Of flows that are shifted by the size of a picture: those of the largest one."""
+    scheduler.set_timesteps(steps, mu=scheduler.config.max_shift if scheduler.config.use_dynamic_shifting else None)
 
 
 def noise_levels_of(scheduler: StaleScheduler, steps: int) -> dict[str, np.ndarray]:
     """Descending noise-to-signal ratios `(steps,)` of the scheduler, and those that others would choose."""
-    scheduler.set_timesteps(steps)
+    set_steps(scheduler, steps)
     process = scheduler.process
     alphas, sigmas = process.levels(scheduler.timesteps.double().numpy())
     highest = min(np.tan(process.start), LARGEST_RATIO)
@@ -60,13 +67,8 @@ def noise_levels_of(scheduler: StaleScheduler, steps: int) -> dict[str, np.ndarr
 
 def weights_of(scheduler: StaleScheduler, steps: int) -> np.ndarray:
     """Weights of clean predictions at each step, the newest first: `(steps, most)`, NaN where there is none."""
-    scheduler.set_timesteps(steps)
-    entry = None if scheduler.calibration is None else scheduler.calibration.entries.get(steps)
-    if entry is None:
-        alphas, sigmas = scheduler.process.levels(scheduler.timesteps.double().numpy())
-        rows = scheduler.weights_at(np.append(alphas, 1.0), np.append(sigmas, 0.0), scheduler.config.max_stale)
-    else:
-        rows = entry.weights
+    set_steps(scheduler, steps)
+    rows = scheduler.weights_in_force()
     weights = np.full((steps, max(len(row) for row in rows)), np.nan)
     for index, row in enumerate(rows):
         weights[index, : len(row)] = row
