@@ -263,8 +263,8 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
         if self.config.timestep_spacing == "trailing":
             return np.round(np.arange(count, 0, -count / steps))[:steps] - 1
         if self.config.timestep_spacing == "leading":
-            spaced = np.arange(steps)[::-1] * (count // steps) + self.config.steps_offset
-            return np.minimum(spaced, count - 1)
+            spaced = np.arange(steps)[::-1] * (count // steps)
+            return spaced + min(self.config.steps_offset, count - 1 - spaced[0])
         return np.linspace(0, count - 1, steps).round()[::-1]
 
     def _entropic_angles(self, steps: int) -> np.ndarray:

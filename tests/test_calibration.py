@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_stale.calibration import cost
+from diffusers_stale import calibration
+from diffusers_stale.calibration import TEACHER_STALE, cost
 from diffusers_stale.calibration_record import Calibration, sample_weights_of
 from diffusers_stale.cli.inspection import calibration_prompts
 from diffusers_stale.cli.options import parse_counts
@@ -17,6 +18,7 @@ from diffusers_stale.evaluation.exact_problems import EXACT_PROBLEMS
 from diffusers_stale.evaluation.scheduler_plot import load_scheduler, noise_levels_of, plot_scheduler, weights_of
 from diffusers_stale.pipeline_calibration import CalibrationSettings, calibrate_pipeline
 from diffusers_stale.pipeline_stale import StaleDiffusionPipeline
+from diffusers_stale.robust_fit import robust_fit
 from diffusers_stale.scheduling_stale import StaleScheduler
 
 
@@ -148,6 +150,64 @@ def test_a_bound_on_memory_holds_for_a_calibration_that_was_made_without(tmp_pat
         assert (bounded._entry is None) == (most == 1)
 
 
+def test_entered_in_the_middle_a_calibrated_run_has_no_weights_for_what_it_has_not_seen():
+    scheduler, network = calibrated()
+    start = torch.randn(1, network.problem.dimensions, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(8)
+    scheduler.set_begin_index(3)
+    plain, ends = StaleScheduler(), []
+    plain.set_timesteps(timesteps=scheduler.timesteps[3:].tolist())
+    for each, timesteps in ((scheduler, scheduler.timesteps[3:]), (plain, plain.timesteps)):
+        sample = start
+        for timestep in timesteps:
+            sample = each.step(network(sample, timestep), timestep, sample).prev_sample
+        ends.append(sample)
+    assert torch.allclose(*ends, atol=1e-5)
+
+
+def test_errors_are_those_of_noise_that_was_held_out():
+    """Measured again: by runs of the calibrated scheduler from the same noise, against the teacher's."""
+    scheduler, network = calibrated()
+    count, draw = QUICK["noises"] + QUICK["held_out"], torch.Generator().manual_seed(0)
+    noise = torch.randn(count, network.problem.dimensions, generator=draw)
+    teacher = network.end(StaleScheduler(max_stale=TEACHER_STALE), noise, QUICK["teacher_steps"])
+    deviation = float((teacher - teacher.mean(dim=0)).square().mean().sqrt())
+    for steps, entry in scheduler.calibration.entries.items():
+        for each, error in ((scheduler, entry.error), (StaleScheduler(), entry.uncalibrated_error)):
+            missed = network.end(each, noise[QUICK["noises"] :], steps) - teacher[QUICK["noises"] :]
+            assert float(missed.square().mean().sqrt()) / deviation == pytest.approx(error, rel=1e-3)
+
+
+def test_weights_are_fitted_on_no_noise_that_is_held_out(monkeypatch):
+    seen = set()
+
+    def fit(combined: list[torch.Tensor], wanted: torch.Tensor) -> np.ndarray:
+        seen.update(len(part) for part in [*combined, wanted])
+        return robust_fit(combined, wanted)
+
+    monkeypatch.setattr(calibration, "robust_fit", fit)
+    calibrated()
+    assert seen == {QUICK["noises"]}
+
+
+def test_a_few_wild_noises_do_not_rule_the_fit():
+    draw = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 24, 8, generator=draw)
+    wanted = 2.0 * first - second
+    wanted[:2] = 30.0 * first[:2]
+    assert robust_fit([first, second], wanted) == pytest.approx([2.0, -1.0], abs=0.3)
+
+
+def test_a_teacher_is_spaced_for_the_guidance_of_its_model():
+    times = []
+    for options, provenance in (({}, {}), ({}, {"guidance_scale": 9.0}), ({"guidance_scale": 9.0}, None)):
+        scheduler = StaleScheduler(**options)
+        draw = torch.Generator().manual_seed(0)
+        scheduler.calibrate(lambda x, t: torch.tanh(x), (3,), (5,), draw, **QUICK, provenance=provenance)
+        times.append(scheduler.calibration.entries[5].timesteps)
+    assert times[1] == times[2] != times[0]
+
+
 def test_conditions_follow_their_noises():
     seen = set()
 
@@ -179,9 +239,12 @@ def test_it_is_left_aside_where_guidance_or_checkpoint_differ_much(caplog):
 
     assert scheduler.check_calibration(3.2, sample_weights_of(layer.half()))
     assert used()
+    assert not caplog.records
     assert not scheduler.check_calibration(7.5, None)
+    assert "guidance_scale=3.0, not 7.5: it is left aside" in caplog.text
     assert not used()
     assert not scheduler.check_calibration(3.0, sample_weights_of(other))
+    assert "another checkpoint" in caplog.text
     assert not used()
     assert scheduler.check_calibration(3.0, None)
     assert used()
@@ -196,7 +259,9 @@ def test_it_is_left_aside_where_a_flow_is_shifted_otherwise(caplog):
     calibrated_times = scheduler.calibration.entries[STEPS[0]].timesteps
     scheduler.set_timesteps(STEPS[0], mu=0.55)
     assert scheduler.timesteps.tolist() == pytest.approx(calibrated_times)
+    assert not caplog.records
     scheduler.set_timesteps(STEPS[0], mu=1.2)
+    assert "flows shifted by 1.65, not 3.32: it is left aside" in caplog.text
     plain = StaleScheduler(**options)
     plain.set_timesteps(STEPS[0], mu=1.2)
     assert scheduler.timesteps.tolist() == plain.timesteps.tolist()
@@ -212,6 +277,8 @@ def test_it_is_left_aside_where_a_run_says_that_its_guidance_is_another(caplog):
     for guidance, fits in ((None, True), (3.2, True), (9.0, False), (1.0, False), (3.0, True)):
         scheduler.set_timesteps(5, guidance_scale=guidance)
         assert (scheduler._entry is not None) == fits
+        assert ("is left aside" in caplog.text) == (not fits)
+        caplog.clear()
         if not fits:
             plain.set_timesteps(5, guidance_scale=guidance)
             assert torch.equal(scheduler.timesteps, plain.timesteps)

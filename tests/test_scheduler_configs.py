@@ -80,6 +80,23 @@ def test_published_flows_are_shifted_as_by_their_own_schedulers(name):
     assert torch.allclose(ours.timesteps, stock.timesteps, atol=1e-2)
 
 
+def test_a_linear_dynamic_shift_is_that_of_flow_matching():
+    config = PUBLISHED_FLOWS["Flux, dev"] | {"time_shift_type": "linear"}
+    schedulers = StaleScheduler.from_config(dict(config)), stock_of(config)
+    for scheduler in schedulers:
+        scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2], mu=1.7)
+    assert torch.allclose(*(each.sigmas for each in schedulers), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "PNDM", "EulerDiscrete"])
+def test_what_a_configuration_leaves_unsaid_is_what_its_scheduler_does(name):
+    stock = getattr(diffusers, f"{name}Scheduler")()
+    ours = StaleScheduler.from_config({"_class_name": f"{name}Scheduler"})
+    assert ours.config.clip_sample == stock.config.get("clip_sample", False)
+    assert ours.config.prediction_type == "epsilon"
+    assert torch.allclose(ours.alphas_cumprod, stock.alphas_cumprod, rtol=1e-4)
+
+
 def test_wan_and_video_diffusion_say_it_in_their_own_words():
     wan = {"_class_name": "UniPCMultistepScheduler", "beta_schedule": "linear", "prediction_type": "flow_prediction"}
     ours = StaleScheduler.from_config(wan | {"use_flow_sigmas": True, "flow_shift": 5.0, "solver_type": "bh2"})

@@ -361,7 +361,7 @@ def test_half_precision_is_as_good_as_its_numbers(prediction_type, dtype):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("limit", [{}, {"thresholding": True}, {"clip_sample": True}])
+@pytest.mark.parametrize("limit", [{}, {"thresholding": True, "sample_max_value": 500.0}, {"clip_sample": True}])
 @pytest.mark.parametrize("kind", list(STALE_WEIGHTS))
 def test_elements_of_a_batch_do_not_know_of_each_other(kind, limit, eta):
     def end(start: torch.Tensor) -> torch.Tensor:

@@ -176,6 +176,16 @@ def test_the_second_order_is_worth_its_name(scale, prediction_type):
     assert errors[2, 40] < 0.6 * errors[2, 20]
 
 
+@pytest.mark.parametrize("offset", [0, 1, 5000])
+@pytest.mark.parametrize("steps", [1, 500, 999, 1000])
+def test_leading_timesteps_stay_apart_and_within_the_process(steps, offset):
+    scheduler = StaleScheduler(timestep_spacing="leading", steps_offset=offset)
+    scheduler.set_timesteps(steps)
+    assert (scheduler.timesteps.diff() < 0).all()
+    assert scheduler.timesteps[0] <= 999
+    assert scheduler.timesteps[-1] >= min(offset, 1000 % steps)
+
+
 @pytest.mark.parametrize("beta_schedule", list(BETA_SCHEDULES))
 @pytest.mark.parametrize("zero_snr", [True, False])
 def test_every_schedule_falls_from_signal_to_noise(beta_schedule, zero_snr):
@@ -224,8 +234,11 @@ def test_no_state_leaks_from_one_run_to_the_next():
     scheduler.set_timesteps(6)
     first = run(scheduler, lambda sample, time: torch.sin(sample), start)
     scheduler.set_timesteps(6)
-    scheduler.step(start * 9, scheduler.timesteps[0], start)
+    scheduler.set_begin_index(2)
+    scheduler.step(start * 9, scheduler.timesteps[2], start)
     scheduler.set_timesteps(6)
+    assert scheduler.begin_index is None
+    assert not scheduler._clean
     assert torch.equal(run(scheduler, lambda sample, time: torch.sin(sample), start), first)
 
 
@@ -502,6 +515,31 @@ def test_clipping_and_thresholding_limit_clean_predictions():
         scheduler.set_timesteps(3)
         clean = scheduler.step(output, scheduler.timesteps[0], output).pred_original_sample
         assert clean.abs().max() == pytest.approx(options.get("clip_sample_range", 1.0))
+
+
+def test_thresholding_is_that_of_ddim():
+    """Each sample by its own quantile."""
+    options = STABLE_DIFFUSION | {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 4.0}
+    stock = DDIMScheduler(**options, prediction_type="sample", timestep_spacing="trailing")
+    ours = StaleScheduler(**options, prediction_type="sample", timestep_spacing="trailing")
+    output = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [0.5, 2.0, 9.0]
+    ).reshape(3, 1, 1, 1)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(5)
+    found = [each.step(output, ours.timesteps[0], output).pred_original_sample for each in (stock, ours)]
+    assert torch.allclose(*found, atol=1e-6)
+    assert [float(part.abs().max()) for part in found[1]] == pytest.approx([1.0, 1.0, 1.0], abs=0.6)
+
+
+def test_what_epsilon_says_of_pure_noise_is_told_once(caplog):
+    scheduler = StaleScheduler(prediction_type="epsilon")
+    for _ in range(2):
+        scheduler.set_timesteps(6)
+        run(scheduler, lambda sample, time: torch.sin(sample), torch.ones(1, 4))
+    assert caplog.text.count("At zero terminal signal") == 1
+    StaleScheduler().set_timesteps(6)
+    assert len(caplog.records) == 1
 
 
 def test_not_a_number_says_at_which_step():
