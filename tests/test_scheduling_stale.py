@@ -335,6 +335,7 @@ def test_training_timesteps_are_stratified_and_in_range(prediction_type):
     last = 1e-3 if scheduler.is_flow else 0.0  # flows count down from 1000, which is theirs, to 0, which is not
     assert sorted(((timesteps.double() - last) / 10).floor().tolist()) == list(range(100))
     assert timesteps.tolist() != sorted(timesteps.tolist())
+    assert len({round(time % 10, 3) for time in timesteps.tolist()}) >= 8  # (another place in each part)
     again = scheduler.sample_training_timesteps(100, torch.Generator().manual_seed(0))
     assert torch.equal(timesteps, again)
     scheduler.noise_levels(timesteps)
