@@ -186,6 +186,27 @@ def flux(request: pytest.FixtureRequest) -> Case:
     return Case(pipeline, call, (1, 4, 16), (1, 8, 8, 3), flow)
 
 
+def ltx(request: pytest.FixtureRequest) -> Case:
+    torch.manual_seed(8)
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=1, caption_channels=16,
+    ).eval()  # fmt: skip
+    widths, scaling = (8, 8, 8, 8), (True, True, False, False)
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=widths, decoder_block_out_channels=widths, layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5, spatio_temporal_scaling=scaling, decoder_spatio_temporal_scaling=scaling,
+        decoder_inject_noise=(False,) * 5, patch_size=1, decoder_causal=True,
+    ).eval()  # fmt: skip
+    flow = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, shift_terminal=0.1
+    )
+    call = texts("prompt", "negative_prompt") | {"height": 32, "width": 32, "num_frames": 9}
+    call |= {"prompt_attention_mask": torch.ones(1, 5), "negative_prompt_attention_mask": torch.ones(1, 5)}
+    pipeline = diffusers.LTXPipeline(flow, vae, None, None, transformer)
+    return Case(pipeline, call, (1, 192, 8), (1, 9, 32, 32, 3), flow)
+
+
 def wan(request: pytest.FixtureRequest, boundary_ratio: float | None = None) -> Case:
     torch.manual_seed(6)
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 16}
@@ -209,6 +230,7 @@ CASES: dict[str, Callable[[pytest.FixtureRequest], Case]] = {
     "StableVideoDiffusion, Euler, Karras": video_diffusion,
     "StableDiffusion3, flow": diffusion_3,
     "Flux, flow, dynamic shift": flux,
+    "LTX, flow, dynamic shift, stretched": ltx,
     "Wan 2.1, UniPC, flow": wan,
     "Wan 2.2, two networks": lambda request: wan(request, boundary_ratio=0.9),
 }
@@ -299,6 +321,22 @@ def test_inpainting_keeps_what_the_mask_keeps_and_paints_the_rest_as_text_to_ima
     painted = case.draw(scheduler, num_inference_steps=STEPS, mask_image=torch.ones(1, 1, 8, 8), strength=1.0)
     expected = text.draw(scheduler, num_inference_steps=STEPS, latents=start)
     assert torch.allclose(painted, expected, atol=1e-5)
+
+
+def test_two_experts_of_which_the_second_goes_on_are_one_run(request):
+    """Stable Diffusion XL's base and refiner, where nothing stale would have to be handed over."""
+    case = diffusion_xl(request)
+    parts = [case.pipeline.vae, None, None, None, None, case.pipeline.unet]
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(*parts, case.stale(stale_weights="none"))
+    refiner.set_progress_bar_config(disable=True)
+    scheduler = case.stale(stale_weights="none")
+    expected = case.draw(scheduler, num_inference_steps=8)
+    half = case.draw(scheduler, num_inference_steps=8, denoising_end=0.6)
+    call = {key: value for key, value in case.call.items() if key not in ("height", "width")}
+    call |= {"original_size": (8, 8), "target_size": (8, 8), "output_type": "latent"}
+    got = refiner(image=half, denoising_start=0.6, num_inference_steps=8, **call)[0]
+    assert refiner.scheduler.begin_index == scheduler.step_index > 0
+    assert torch.equal(got, expected)
 
 
 def test_video_latents_are_those_of_euler_scaled_to_preserve_variance(request):
