@@ -4,6 +4,7 @@ Pure functions of noise levels (alpha, sigma), in NumPy and float64; the state o
 derivations stand in `docs/maximum_entropy.md`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,8 +29,14 @@ GUIDANCE_POWER = 0.5
 LAST_PART = 0.89
 """Length of the last step, which leads to no noise, in entropic time, relative to the others."""
 
+FEW_STEPS = 4
+"""Runs of at most so many steps without a calibration are made otherwise: what decides between modes is most of it."""
+
 LAST_PART_OF_FEW = 1.1
-"""The same of a run of at most four steps without a calibration: what decides between modes needs the others more."""
+"""`LAST_PART` of few steps."""
+
+NOISE_PARTS_OF_FOUR = (0.97, 1.04, 0.76, 1.23)
+"""Lengths of four steps for noise predictions, by `step_clock`, relative to their mean."""
 
 LATE_STARTS = {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.08, 5: 0.05}
 """Entropic time at which runs of so few steps begin, where the process begins earlier: so near to pure noise a
@@ -39,23 +46,8 @@ divides this."""
 GAUSSIAN_SCALES = (0.08, 6.4, 24)
 """Of the prior of stale weights: lowest and highest standard deviation of Gaussian data, and how many between."""
 
-PAIR_DISTANCES = (0.3, 4.4, 6)
-"""Of the prior of stale weights: how far from 0 the two modes of data with a choice are."""
-
-PAIR_WIDTH = 0.055
-"""Standard deviation of each mode, relative to that."""
-
-PAIR_NOISES = (0.25, 0.6, 1.1, 1.8)
-"""Noises, in standard deviations, that paths of data with a choice begin with."""
-
-PAIR_SHARE = 1.8
-"""Weight of data with a choice, relative to Gaussian data's."""
-
 HIGHEST_RATIO = 50.0
 """Noise-to-signal ratio beyond which errors of a network grow no more."""
-
-WANDERING_SHARE = 2e-3
-"""Weight of errors of a network that follow the noise level slowly, relative to Gaussian data's."""
 
 WANDERING_SCALES = (0.3, 1.0, 3.0)
 """Standard deviations of the Gaussian data whose clean predictions have such errors."""
@@ -63,18 +55,12 @@ WANDERING_SCALES = (0.3, 1.0, 3.0)
 WANDERING_MODES = 4
 """Such errors go as cos(mode * pi * entropic time), for modes from 0 to one less than this."""
 
-ROUGHNESS = 5e-5
-"""Variance, at a noise-to-signal ratio of 1, of errors of a network that are new in each evaluation: in few steps."""
-
 ROUGHNESS_DECAY = (10, 0.1)
-"""From so many steps on, `ROUGHNESS` counts less by so many powers of ten with each, lest it limit the order."""
-
-FRESH_VARIANCE = 5e-5
-"""Variance, at a noise-to-signal ratio of 1, of errors that are followed along paths (`FreshErrors`): what was
-measured on a small epsilon network, where they changed within a 200th of entropic time."""
+"""From so many steps on, `WeightPrior.roughness` counts less by so many powers of ten with each, lest it limit the
+order."""
 
 FRESH_DECAY = (20, 0.05)
-"""As `ROUGHNESS_DECAY`, of `FRESH_VARIANCE`."""
+"""As `ROUGHNESS_DECAY`, of `WeightPrior.fresh_variance`."""
 
 PATH_STEPS_PER_E = 12
 """Runge-Kutta steps of exact paths for each factor e of the noise-to-signal ratio."""
@@ -90,6 +76,41 @@ FIRST_RATIO = 2e-3
 
 MOST_STALE = 4
 """So many clean predictions besides the newest are used, where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class WeightPrior:
+    """What stale weights take data and networks for, besides Gaussian data of `GAUSSIAN_SCALES`.
+
+    Data with a choice between two modes: `pair_share`, its weight relative to Gaussian data; `pair_distances`: lowest
+    and highest distance of modes from 0, and how many between; `pair_width`: standard deviation of each mode, relative
+    to that; `pair_noises`: noises, in standard deviations, that paths begin with.
+
+    Errors of the network: `wandering_share`: weight of those that follow the noise level slowly, relative to Gaussian
+    data's; `roughness`: variance, at a noise-to-signal ratio of 1, of those that are new in each evaluation, for what
+    they do to the next sample; `fresh_variance`: the same, for what becomes of them along paths (`FreshErrors`).
+    """
+
+    pair_share: float
+    pair_distances: tuple[float, float, int] = (0.3, 4.4, 6)
+    pair_width: float = 0.09
+    pair_noises: tuple[float, ...] = (0.25, 0.5, 1.0)
+    wandering_share: float = 2e-3
+    roughness: float = 5e-5
+    fresh_variance: float = 2e-5
+
+
+USUAL_PRIOR = WeightPrior(pair_share=0.7)
+GAUSSIAN_PRIOR = WeightPrior(pair_share=0.0, wandering_share=0.0, roughness=0.0, fresh_variance=0.0)
+PRIOR_OF_FEW = WeightPrior(
+    pair_share=1.2,
+    pair_distances=(0.2, 3.0, 6),
+    pair_width=0.03,
+    pair_noises=(0.5,),
+    roughness=1e-6,
+    fresh_variance=1e-6,
+)
+"""Of `FEW_STEPS`: sharper choices, and little care for a network's errors, which are small beside those of steps."""
 
 
 def entropic_clock(angles: np.ndarray, shift: float = 1.0) -> np.ndarray:
@@ -182,9 +203,16 @@ def equal_steps(
     `times`: of the clock at descending `angles`, ending at the time of no noise; `end`: the angle that no step is
     below. The last step, from the last of these angles to no noise, is `last_part` as long as the others.
     """
-    total = times[-1] - times[0]
-    last = min(total * (steps - last_part) / steps, float(np.interp(-end, -angles, times)) - times[0])
-    chosen = np.interp(times[0] + np.linspace(0.0, last if steps > 1 else 0.0, steps), times, angles)
+    last = last_part if steps > 1 else 1.0
+    others = (steps - last) / max(steps - 1, 1)
+    return parted_steps([*[others] * (steps - 1), last], angles, times, end)
+
+
+def parted_steps(parts: Sequence[float], angles: np.ndarray, times: np.ndarray, end: float) -> np.ndarray:
+    """As `equal_steps`, for steps of which a clock advances by `parts`, relative to each other: one angle for each."""
+    passed = np.cumsum([0.0, *parts])[:-1] / sum(parts) * (times[-1] - times[0])
+    most = float(np.interp(-end, -angles, times)) - times[0]
+    chosen = np.interp(times[0] + passed * min(1.0, most / max(passed[-1], 1e-30)), times, angles)
     chosen[0] = angles[0]
     return chosen
 
@@ -200,8 +228,10 @@ def entropic_angles(
         begun = entropic_clock(angles, shift) >= LATE_STARTS[steps] / max(abs(guidance_scale), 1.0)
         begin = angles[begun.argmax()]
     angles = np.linspace(begin, 0.0, CLOCK_ANGLES)
-    last_part = LAST_PART if steps > 4 else LAST_PART_OF_FEW
-    return equal_steps(steps, angles, step_clock(angles, start, shift, predicts_noise), end, last_part)
+    times = step_clock(angles, start, shift, predicts_noise)
+    if predicts_noise and steps == len(NOISE_PARTS_OF_FOUR):
+        return parted_steps(NOISE_PARTS_OF_FOUR, angles, times, end)
+    return equal_steps(steps, angles, times, end, LAST_PART if steps > FEW_STEPS else LAST_PART_OF_FEW)
 
 
 @dataclass(frozen=True)
@@ -258,17 +288,17 @@ class ScalarPrior:
         return alpha * (sample - alpha * clean) / sigma - sigma * clean
 
 
-def stale_prior(pair_share: float) -> ScalarPrior:
-    """Data of unknown scale, Gaussian or, with a weight of `pair_share`, with a choice between two modes."""
+def stale_prior(prior: WeightPrior) -> ScalarPrior:
+    """Data of unknown scale, Gaussian or with a choice between two modes."""
     scales = np.geomspace(*GAUSSIAN_SCALES)
-    centres = np.repeat(np.geomspace(*PAIR_DISTANCES), len(PAIR_NOISES))
-    noises = np.tile(PAIR_NOISES, PAIR_DISTANCES[2])
+    centres = np.repeat(np.geomspace(*prior.pair_distances), len(prior.pair_noises))
+    noises = np.tile(prior.pair_noises, prior.pair_distances[2])
     return ScalarPrior(
         centre=np.concatenate([np.zeros_like(scales), centres]),
-        width=np.concatenate([scales, PAIR_WIDTH * centres]),
+        width=np.concatenate([scales, prior.pair_width * centres]),
         noise=np.concatenate([np.ones_like(scales), noises]),
         share=np.concatenate(
-            [np.full(len(scales), 1.0 / len(scales)), np.full(len(centres), pair_share / len(centres))]
+            [np.full(len(scales), 1.0 / len(scales)), np.full(len(centres), prior.pair_share / len(centres))]
         ),
     )
 
@@ -370,38 +400,39 @@ def entropic_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | No
     the prior, each error relative to the deviation of samples, with a little ridge that keeps the newest prediction's
     weight near 1. The network's own errors count, too: those that wander with the noise level (`WanderingErrors`), and
     those that are new in each evaluation, which large weights would amplify, most of all where guidance multiplies
-    them. The latter count twice: what they do to the next sample (`ROUGHNESS`), and what has become of all of them so
-    far (`FreshErrors`). No network is evaluated and nothing is stored.
+    them. The latter count twice: what they do to the next sample, and what has become of all of them so far
+    (`FreshErrors`). No network is evaluated and nothing is stored.
     """
-    if max_stale is None:
-        max_stale = MOST_STALE
-    steps, levels = len(alphas) - 1, (tuple(alphas.tolist()), tuple(sigmas.tolist()))
-    variances = ROUGHNESS * fading(steps, ROUGHNESS_DECAY), FRESH_VARIANCE * fading(steps, FRESH_DECAY)
-    return list(_fitted_weights(*levels, max_stale, PAIR_SHARE, WANDERING_SHARE, *variances))
+    few = len(alphas) - 1 <= FEW_STEPS and sigmas[0] > alphas[0]  # (and not the end of more)
+    return _weights_of(PRIOR_OF_FEW if few else USUAL_PRIOR, alphas, sigmas, max_stale)
 
 
 def gaussian_weights(alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
     """As `entropic_weights`, for Gaussian data and a perfect network alone: worse where data has a choice, as pictures
     do."""
-    if max_stale is None:
-        max_stale = MOST_STALE
-    return list(_fitted_weights(tuple(alphas.tolist()), tuple(sigmas.tolist()), max_stale, 0.0, 0.0, 0.0, 0.0))
+    return _weights_of(GAUSSIAN_PRIOR, alphas, sigmas, max_stale)
+
+
+def _weights_of(prior: WeightPrior, alphas: np.ndarray, sigmas: np.ndarray, max_stale: int | None) -> list[np.ndarray]:
+    most = MOST_STALE if max_stale is None else max_stale
+    return list(_fitted_weights(prior, tuple(alphas.tolist()), tuple(sigmas.tolist()), most))
 
 
 @lru_cache(maxsize=64)
 def _fitted_weights(
-    alphas: tuple[float, ...], sigmas: tuple[float, ...], max_stale: int, pair_share: float, wandering: float,
-    roughness: float, fresh_variance: float,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
-    prior, network, angles = stale_prior(pair_share), wandering_errors(wandering), np.arctan2(sigmas, alphas)
+    given: WeightPrior, alphas: tuple[float, ...], sigmas: tuple[float, ...], max_stale: int
+) -> tuple[np.ndarray, ...]:
+    prior, network, angles = stale_prior(given), wandering_errors(given.wandering_share), np.arctan2(sigmas, alphas)
     errors = network.errors(angles, float(angles[0]))
     # Paths are in the variance-preserving scale, (cos, sin) of the angle; flow matching's samples are smaller.
     exact = np.concatenate([prior.paths(angles), network.paths(angles)], axis=1) * np.hypot(alphas, sigmas)[:, None]
     share, kinds = np.concatenate([prior.share, network.share]), len(prior.share)
-    ridge, rough = ridge_of(len(alphas) - 1), roughness * _capped_ratio(angles) ** 2
+    steps = len(alphas) - 1
+    ridge, rough = ridge_of(steps), given.roughness * fading(steps, ROUGHNESS_DECAY) * _capped_ratio(angles) ** 2
+    fresh_variance = given.fresh_variance * fading(steps, FRESH_DECAY)
     fresh = FreshErrors(np.sqrt(fresh_variance) * _capped_ratio(angles[:-1]))
     path, predictions, weights = exact[0], [], []
-    for index in range(len(alphas) - 1):
+    for index in range(steps):
         alpha, sigma = alphas[index], sigmas[index]
         next_alpha, next_sigma = alphas[index + 1], sigmas[index + 1]
         wrong = network.clean(path[kinds:], alpha, sigma, errors[index])

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_stale import entropic_steps
 from diffusers_stale.entropic_steps import (
     CLOCK_POINTS,
     CLOCK_SCALES,
     HIGHEST_RATIO,
     FreshErrors,
+    WeightPrior,
     entropic_angles,
     entropic_weights,
     equal_steps,
@@ -21,6 +23,7 @@ from diffusers_stale.entropic_steps import (
     step_clock,
     wandering_errors,
 )
+from diffusers_stale.evaluation.exact_problems import EXACT_PROBLEMS
 from diffusers_stale.scheduling_stale import StaleScheduler
 
 
@@ -119,7 +122,7 @@ def test_followed_errors_are_what_a_run_makes_of_them():
 
 
 def test_the_prior_has_both_kinds_of_data():
-    prior = stale_prior(0.5)
+    prior = stale_prior(WeightPrior(pair_share=0.5))
     assert prior.share[prior.centre == 0.0].sum() == pytest.approx(1.0)
     assert prior.share[prior.centre > 0.0].sum() == pytest.approx(0.5)
 
@@ -198,3 +201,39 @@ def test_few_steps_begin_where_the_network_knows_something(steps):
     assert early[0] == math.pi / 2 > guided[0] > late[0]
     assert missed(late) < missed(early)
     assert entropic_angles(6, math.pi / 2, 0.03)[0] == math.pi / 2
+
+
+def test_four_steps_are_made_for_what_four_steps_can_do(monkeypatch):
+    """Stable Diffusion's schedule, exact problems of all kinds that no constant was chosen on: the geometric mean."""
+    scheduler = StaleScheduler(prediction_type="epsilon", rescale_betas_zero_snr=False)
+    problems = [make(seed) for seed in (5, 6) for make in EXACT_PROBLEMS.values()]
+    noises = [torch.randn(16, problem.dimensions, dtype=torch.float64) for problem in problems]
+    ends = [
+        problem.endpoint(noise, scheduler.process.start, steps=150)
+        for problem, noise in zip(problems, noises, strict=True)
+    ]
+
+    def missed() -> float:
+        errors = []
+        for problem, noise, end in zip(problems, noises, ends, strict=True):
+            scheduler.set_timesteps(4)
+            sample = noise.float()
+            for timestep in scheduler.timesteps:
+                alpha, sigma = (float(level) for level in scheduler.noise_levels(timestep))
+                output = (sample - alpha * problem.clean(sample, alpha, sigma)) / sigma
+                sample = scheduler.step(output, timestep, sample).prev_sample
+            errors.append(math.log(float((sample - end).square().mean().sqrt()) / problem.deviation))
+        return math.exp(sum(errors) / len(errors))
+
+    few = missed()
+    monkeypatch.setattr(entropic_steps, "FEW_STEPS", 0)
+    monkeypatch.setattr(entropic_steps, "NOISE_PARTS_OF_FOUR", ())
+    assert few < 0.9 * missed()
+
+
+def test_the_end_of_more_steps_is_not_made_for_few():
+    """Four steps that begin at little noise, as image-to-image does."""
+    alphas, sigmas = levels(4, 0.5)
+    wanted = entropic_steps._weights_of(entropic_steps.USUAL_PRIOR, alphas, sigmas, None)
+    for ours, usual in zip(entropic_weights(alphas, sigmas, None), wanted, strict=True):
+        np.testing.assert_array_equal(ours, usual)
