@@ -17,9 +17,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
 from diffusers_stale.calibration_record import Calibration, Entry, check_provenance
-from diffusers_stale.entropic_steps import STALE_WEIGHTS, entropic_angles, equal_steps, guidance_stretch, step_clock
+from diffusers_stale.entropic_steps import entropic_angles, equal_steps, guidance_stretch, step_clock
 from diffusers_stale.robust_fit import FOLDS, robust_fit
 from diffusers_stale.scheduler_checks import is_whole
+from diffusers_stale.stale_weights import STALE_WEIGHTS
 
 
 if TYPE_CHECKING:

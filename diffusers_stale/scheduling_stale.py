@@ -29,13 +29,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from diffusers_stale.calibration import CalibrationMixin
 from diffusers_stale.calibration_record import Calibration, Entry
-from diffusers_stale.entropic_steps import (
-    STALE_WEIGHTS,
-    check_clock,
-    equal_steps,
-    multistep_weights,
-    newest_only,
-)
+from diffusers_stale.entropic_steps import check_clock, equal_steps
 from diffusers_stale.noise_levels import (
     BETA_SCHEDULERS,
     BETA_SCHEDULES,
@@ -52,6 +46,7 @@ from diffusers_stale.noise_levels import (
     translated,
 )
 from diffusers_stale.scheduler_checks import check_betas, check_choice, check_options, check_output, is_whole
+from diffusers_stale.stale_weights import STALE_WEIGHTS, multistep_weights, newest_only
 from diffusers_stale.training_noise import TrainingNoiseMixin
 
 

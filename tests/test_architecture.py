@@ -51,6 +51,7 @@ ROOM_OF_MODULE = {
     "noise_levels": "scheduling_stale",
     "robust_fit": "scheduling_stale",
     "scheduler_checks": "scheduling_stale",
+    "stale_weights": "scheduling_stale",
     "training_noise": "scheduling_stale",
     "channels_last": "unet",
     "chunking": "unet",

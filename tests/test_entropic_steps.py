@@ -6,25 +6,27 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_stale import entropic_steps
+from diffusers_stale import entropic_steps, stale_weights
 from diffusers_stale.entropic_steps import (
     CLOCK_POINTS,
     CLOCK_SCALES,
     HIGHEST_RATIO,
-    FreshErrors,
-    WeightPrior,
     entropic_angles,
-    entropic_weights,
     equal_steps,
     error_clock,
-    gaussian_weights,
-    newest_only,
-    stale_prior,
     step_clock,
-    wandering_errors,
 )
 from diffusers_stale.evaluation.exact_problems import EXACT_PROBLEMS
 from diffusers_stale.scheduling_stale import StaleScheduler
+from diffusers_stale.stale_weights import (
+    FreshErrors,
+    WeightPrior,
+    entropic_weights,
+    gaussian_weights,
+    newest_only,
+    stale_prior,
+    wandering_errors,
+)
 
 
 def levels(steps: int, start: float) -> tuple[np.ndarray, np.ndarray]:
@@ -227,6 +229,7 @@ def test_four_steps_are_made_for_what_four_steps_can_do(monkeypatch):
 
     few = missed()
     monkeypatch.setattr(entropic_steps, "FEW_STEPS", 0)
+    monkeypatch.setattr(stale_weights, "FEW_STEPS", 0)
     monkeypatch.setattr(entropic_steps, "NOISE_PARTS_OF_FOUR", ())
     assert few < 0.9 * missed()
 
@@ -234,6 +237,6 @@ def test_four_steps_are_made_for_what_four_steps_can_do(monkeypatch):
 def test_the_end_of_more_steps_is_not_made_for_few():
     """Four steps that begin at little noise, as image-to-image does."""
     alphas, sigmas = levels(4, 0.5)
-    wanted = entropic_steps._weights_of(entropic_steps.USUAL_PRIOR, alphas, sigmas, None)
+    wanted = stale_weights._weights_of(stale_weights.USUAL_PRIOR, alphas, sigmas, None)
     for ours, usual in zip(entropic_weights(alphas, sigmas, None), wanted, strict=True):
         np.testing.assert_array_equal(ours, usual)

@@ -185,3 +185,11 @@ def test_configurations_are_plain_json(tmp_path):
     assert found["timestep_spacing"] == "entropic"
     assert found["shift_terminal"] == 0.1
     assert not any(name.startswith("_use") for name in found)
+
+
+@pytest.mark.parametrize(
+    "clock", [[1.0, 0.0], "fast", {"angles": [1.0, 0.0]}, {"angles": [1.0, "x"], "times": [0.0, 1.0]}, {"angles": 1.0}]
+)
+def test_clocks_that_are_none_are_refused(clock):
+    with pytest.raises(ValueError, match="`clock` must .* got .* calibrate again, or pass None"):
+        StaleScheduler(clock=clock)

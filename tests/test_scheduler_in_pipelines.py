@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from diffusers_stale import StaleScheduler
-from diffusers_stale.entropic_steps import STALE_WEIGHTS
+from diffusers_stale.stale_weights import STALE_WEIGHTS
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from diffusers_stale.entropic_steps import NOISE_PARTS_OF_FOUR, STALE_WEIGHTS, entropic_clock, step_clock
+from diffusers_stale.entropic_steps import NOISE_PARTS_OF_FOUR, entropic_clock, step_clock
 from diffusers_stale.evaluation.exact_problems import ExactProblem
 from diffusers_stale.scheduling_stale import (
     BETA_SCHEDULES,
@@ -24,6 +24,7 @@ from diffusers_stale.scheduling_stale import (
     NonFiniteOutputError,
     StaleScheduler,
 )
+from diffusers_stale.stale_weights import STALE_WEIGHTS
 
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffusers_stale.autoencoding import denormalized
 from diffusers_stale.light_field.export import write_mp4
+from diffusers_stale.scheduling_stale import StaleScheduler
 
 
 GAP = 2
@@ -117,7 +118,7 @@ def write_sheet(path: Path, pixels: torch.Tensor, columns: int, zoom: int = ZOOM
 @torch.no_grad()
 def sample_latents(
     predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-    scheduler: object,
+    scheduler: StaleScheduler,
     noise: torch.Tensor,
     text: torch.Tensor,
     empty_text: torch.Tensor,
@@ -128,14 +129,14 @@ def sample_latents(
 
     Args:
         predict: the network: (sample, timesteps of shape `(batch,)`, text) -> prediction.
-        scheduler: a diffusers scheduler.
+        scheduler: is told of the guidance.
         noise: `(batch, channels, ...)`, standard normal.
         text, empty_text: `(batch, tokens, channels)`.
 
     Returns:
         Latents of the shape of `noise`.
     """
-    scheduler.set_timesteps(steps, device=noise.device)
+    scheduler.set_timesteps(steps, device=noise.device, guidance_scale=guidance_scale)
     sample = noise * scheduler.init_noise_sigma
     both_texts = torch.cat([empty_text, text])
     for timestep in scheduler.timesteps:
