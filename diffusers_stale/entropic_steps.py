@@ -122,7 +122,8 @@ def check_clock(clock: dict[str, list[float]] | None) -> None:
         angles, times = (np.asarray(clock[key], dtype=np.float64) for key in ("angles", "times"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"`clock` must have lists of numbers `angles` and `times`, got {clock!r:.80}; calibrate again, or pass None."
+            f"`clock` must have `angles` and `times`, lists of numbers, got {clock!r:.80}; calibrate again, or pass "
+            "None."
         ) from error
     fine = angles.ndim == 1 and angles.shape == times.shape and angles.size > 1
     if (
