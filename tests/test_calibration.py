@@ -454,6 +454,8 @@ def test_the_plot_shows_what_the_scheduler_does(tmp_path):
         assert set(levels) == {"StaleScheduler", "Karras", "uniform", "Align Your Steps"}
         assert all(len(ratios) == steps and (np.diff(ratios) < 0).all() for ratios in levels.values())
     assert np.nansum(weights_of(loaded, 7), axis=1) == pytest.approx(np.ones(7))
+    drawn = noise_levels_of(StaleScheduler(), 10)["StaleScheduler"]  # (from pure noise on, equal steps)
+    assert np.diff(entropic_clock(np.arctan(drawn))) == pytest.approx(np.full(9, 1.0109 / 10), abs=2e-3)
     plot_scheduler(loaded, tmp_path / "plots" / "one.png", 5)
     assert (tmp_path / "plots" / "one.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"\.png"):

@@ -45,7 +45,7 @@ def set_steps(scheduler: StaleScheduler, steps: int) -> None:
 
 
 def noise_levels_of(scheduler: StaleScheduler, steps: int) -> dict[str, np.ndarray]:
-    """Descending noise-to-signal ratios `(steps,)` of the scheduler, and those that others would choose."""
+    """Descending noise-to-signal ratios `(steps,)` of the scheduler, infinite at pure noise, and those of others."""
     set_steps(scheduler, steps)
     process = scheduler.process
     alphas, sigmas = process.levels(scheduler.timesteps.double().numpy())
@@ -56,9 +56,9 @@ def noise_levels_of(scheduler: StaleScheduler, steps: int) -> dict[str, np.ndarr
     uniform = process.levels(np.linspace(process.highest, process.lowest, steps + 1)[:-1])
     with np.errstate(divide="ignore"):
         return {
-            "StaleScheduler": np.minimum(sigmas / alphas, LARGEST_RATIO),
+            "StaleScheduler": sigmas / alphas,
             "Karras": roots**KARRAS_RHO,
-            "uniform": np.minimum(uniform[1] / uniform[0], LARGEST_RATIO),
+            "uniform": uniform[1] / uniform[0],
             "Align Your Steps": np.exp(
                 np.interp(ramp, np.linspace(0, 1, len(ALIGN_YOUR_STEPS)), np.log(ALIGN_YOUR_STEPS))
             ),
@@ -95,7 +95,8 @@ def plot_scheduler(scheduler: StaleScheduler, path: Path, steps: int = 10) -> No
     numbers = np.arange(1, steps + 1)
     for name, values in levels.items():
         style = {"linewidth": 2.5} if name == "StaleScheduler" else {"linewidth": 1.2, "linestyle": "--"}
-        ratios.semilogy(numbers, values, marker="o", markersize=3, label=name, **style)
+        shown = np.minimum(values, LARGEST_RATIO)
+        ratios.semilogy(numbers, shown, marker="o", markersize=3, label=name, **style)
         angles = np.append(np.arctan(values), 0.0)
         entropy.plot(
             numbers, np.diff(entropic_clock(angles, scheduler.clock_shift)), marker="o", markersize=3, **style
@@ -114,6 +115,8 @@ def plot_scheduler(scheduler: StaleScheduler, path: Path, steps: int = 10) -> No
         extent=(0.5, steps + 0.5, table.shape[1] - 0.5, -0.5),
     )
     weights.set(title="weights of clean predictions", xlabel="step", ylabel="age in steps")
+    for axis in (ratios.xaxis, entropy.xaxis, weights.xaxis, weights.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     figure.colorbar(picture, ax=weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
