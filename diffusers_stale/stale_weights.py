@@ -28,6 +28,10 @@ order."""
 FRESH_DECAY = (20, 0.05)
 """As `ROUGHNESS_DECAY`, of `WeightPrior.fresh_variance`."""
 
+LEAST_FRESH = 1e-2
+"""So much of `WeightPrior.fresh_variance` is left with any number of steps: with less, weights of 128 steps and more
+reached 180 at much noise, and a small flow network's errors grew with the number of steps."""
+
 PATH_STEPS_PER_E = 12
 """Runge-Kutta steps of exact paths for each factor e of the noise-to-signal ratio."""
 
@@ -269,7 +273,7 @@ def _fitted_weights(
     share, kinds = np.concatenate([prior.share, network.share]), len(prior.share)
     steps = len(alphas) - 1
     ridge, rough = ridge_of(steps), given.roughness * fading(steps, ROUGHNESS_DECAY) * capped_ratio(angles) ** 2
-    fresh_variance = given.fresh_variance * fading(steps, FRESH_DECAY)
+    fresh_variance = given.fresh_variance * max(fading(steps, FRESH_DECAY), LEAST_FRESH)
     fresh = FreshErrors(np.sqrt(fresh_variance) * capped_ratio(angles[:-1]))
     path, predictions, weights = exact[0], [], []
     for index in range(steps):

@@ -240,3 +240,10 @@ def test_the_end_of_more_steps_is_not_made_for_few():
     wanted = stale_weights._weights_of(stale_weights.USUAL_PRIOR, alphas, sigmas, None)
     for ours, usual in zip(entropic_weights(alphas, sigmas, None), wanted, strict=True):
         np.testing.assert_array_equal(ours, usual)
+
+
+@pytest.mark.parametrize("start", [math.atan(14.6), math.pi / 2])
+@pytest.mark.parametrize("steps", [100, 200, 400, 1000])
+def test_many_steps_have_no_large_weights(steps, start):
+    """What is rough in a network would be amplified by as much."""
+    assert max(np.abs(part).max() for part in entropic_weights(*levels(steps, start), None)) < 20.0
