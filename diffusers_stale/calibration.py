@@ -99,7 +99,9 @@ def _calibrate(
             students = [_fit(scheduler, network, teacher, teacher.angles_of(steps, share), noises) for share in BLENDS]
             students.append(_uncalibrated(scheduler, network, teacher, steps, noises))
             errors = [teacher.error(ends[-held_out:], slice(noises, None)) for _, _, _, ends in students]
-            best = int(np.argmin([teacher.miss(ends[-held_out:], slice(noises, None)) for _, _, _, ends in students]))
+            misses = [teacher.miss(ends[-held_out:], slice(noises, None)) for _, _, _, ends in students]
+            # (the uncalibrated run is the last, and no entry may err more than it)
+            best = int(np.argmin(np.where(np.array(errors) <= errors[-1], misses, np.inf)))
             scores += np.log(errors[:-1])
             timesteps, weights, sample_weights, _ = students[best]
             entries[str(steps)] = {

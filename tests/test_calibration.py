@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,6 +197,30 @@ def test_a_few_wild_noises_do_not_rule_the_fit():
     wanted = 2.0 * first - second
     wanted[:2] = 30.0 * first[:2]
     assert robust_fit([first, second], wanted) == pytest.approx([2.0, -1.0], abs=0.3)
+
+
+@pytest.mark.parametrize(("uncalibrated_miss", "chosen"), [(0.2, 1), (0.05, 2)])
+def test_one_wild_noise_does_not_choose_the_plan(monkeypatch, uncalibrated_miss, chosen):
+    """The second plan is good but for one noise, the third as bad for all; all others are useless. But no plan is
+    chosen whose root mean square is above that of the uncalibrated run."""
+    misses = [[0.5] * 8, [0.01] * 7 + [0.3], [0.04] * 8, [0.5] * 8, [0.5] * 8]
+    plans = iter(misses)
+
+    def ends(teacher: Any, distances: list[float]) -> torch.Tensor:
+        return teacher.end[-8:] + teacher.deviation * torch.tensor(distances)[:, None]
+
+    def fit(scheduler: StaleScheduler, network: Any, teacher: Any, *others: Any) -> tuple:
+        plan = next(plans)
+        return [900.0, 100.0], [[1.0], [1.0]], [float(misses.index(plan))] * 2, ends(teacher, plan)
+
+    def uncalibrated(scheduler: StaleScheduler, network: Any, teacher: Any, *others: Any) -> tuple:
+        return [900.0, 100.0], [[1.0], [1.0]], [9.0, 9.0], ends(teacher, [uncalibrated_miss] * 8)
+
+    monkeypatch.setattr(calibration, "_fit", fit)
+    monkeypatch.setattr(calibration, "_uncalibrated", uncalibrated)
+    scheduler = StaleScheduler()
+    scheduler.calibrate(lambda sample, _: sample, (4,), [2], noises=8, held_out=8, progress_bar=False)
+    assert scheduler.calibration.entries[2].sample_weights == [float(chosen)] * 2
 
 
 def test_a_teacher_is_spaced_for_the_guidance_of_its_model():
