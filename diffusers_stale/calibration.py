@@ -98,8 +98,9 @@ def _calibrate(
         for steps in num_inference_steps:
             students = [_fit(scheduler, network, teacher, teacher.angles_of(steps, share), noises) for share in BLENDS]
             students.append(_uncalibrated(scheduler, network, teacher, steps, noises))
-            errors = [teacher.error(ends[-held_out:], slice(noises, None)) for _, _, _, ends in students]
-            misses = [teacher.miss(ends[-held_out:], slice(noises, None)) for _, _, _, ends in students]
+            ends = [found[-held_out:] for _, _, _, found in students]
+            errors = [teacher.error(each, slice(noises, None)) for each in ends]
+            misses = [teacher.miss(each, slice(noises, None)) for each in ends]
             # (the uncalibrated run is the last, and no entry may err more than it)
             best = int(np.argmin(np.where(np.array(errors) <= errors[-1], misses, np.inf)))
             scores += np.log(errors[:-1])
@@ -300,11 +301,13 @@ class CalibrationMixin:
         weigh = STALE_WEIGHTS[self.config.stale_weights]
         return weigh(guidance_stretch(self.guidance_scale) * alphas, sigmas, max_stale)
 
-    def weights_in_force(self) -> Sequence[Sequence[float]]:
-        """Weights of clean predictions in the run that `set_timesteps` has prepared, the newest first."""
-        if self._entry is not None:
-            return self._entry.weights
-        return self.weights_at(self._alphas, self._sigmas, self.config.max_stale)
+    def weights_in_force(self, index: int = 0) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
+        """Of the run that `set_timesteps` has prepared, from its step `index` on: weights of clean predictions, the
+        newest first, and weights of the sample. A calibration knows whole runs only."""
+        if self._entry is not None and index == 0:
+            return self._entry.weights, self._entry.sample_weights
+        weights = self.weights_at(self._alphas[index:], self._sigmas[index:], self.config.max_stale)
+        return weights, [0.0] * len(weights)
 
     def uncalibrated_plan(self, steps: int, max_stale: int | None = None) -> Plan:
         """A run of `steps` steps without what a calibration or a measured clock knows."""

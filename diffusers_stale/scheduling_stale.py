@@ -466,13 +466,10 @@ class StaleScheduler(TrainingNoiseMixin, CalibrationMixin, SchedulerMixin, Confi
             raise ValueError(
                 f"`begin_index` must be between 0 and {len(self.timesteps) - 1}, got {index}; set another."
             )
-        alphas, sigmas = self._alphas[index:], self._sigmas[index:]
-        self._weights = self.weights_at(alphas, sigmas, self.config.max_stale)
-        self._sample_weights: Sequence[float] = [0.0] * (len(alphas) - 1)
+        self._weights, self._sample_weights = self.weights_in_force(index)
         single = self.config.stale_weights == "none" or self.config.max_stale == 0
-        self._stochastic_weights = (newest_only if single else multistep_weights)(alphas, sigmas)
-        if self._entry is not None and index == 0:
-            self._weights, self._sample_weights = self._entry.weights, self._entry.sample_weights
+        stochastic = newest_only if single else multistep_weights
+        self._stochastic_weights = stochastic(self._alphas[index:], self._sigmas[index:])
         self._kept = max(len(weights) for weights in (*self._weights, *self._stochastic_weights))
         self._step_index = self._first_index = index
 

@@ -68,7 +68,7 @@ def noise_levels_of(scheduler: StaleScheduler, steps: int) -> dict[str, np.ndarr
 def weights_of(scheduler: StaleScheduler, steps: int) -> np.ndarray:
     """Weights of clean predictions at each step, the newest first: `(steps, most)`, NaN where there is none."""
     set_steps(scheduler, steps)
-    rows = scheduler.weights_in_force()
+    rows, _ = scheduler.weights_in_force()
     weights = np.full((steps, max(len(row) for row in rows)), np.nan)
     for index, row in enumerate(rows):
         weights[index, : len(row)] = row
